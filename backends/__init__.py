@@ -1,0 +1,1 @@
+"""Lowering modules to something that runs."""

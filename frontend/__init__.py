@@ -1,0 +1,1 @@
+"""Reading trained models into modules: torch.export, Hugging Face directories, GGUF files."""

@@ -1,0 +1,1 @@
+"""The graph: types, dims, values, ops, text, verifier, reference interpreter, rewriting."""

@@ -1,0 +1,127 @@
+"""Convolutions and pooling over [n, c, spatial...] tensors of one to three spatial axes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ingot.ir.axes import AxisMap
+from ingot.ir.dims import Dim
+from ingot.ir.op import Op, attr
+from ingot.ir.types import TensorType, promote
+from ingot.ir.value import Value
+
+
+class Windowed(Op):
+    """Base: how a window of `kernel` moves; stride, dilation per spatial axis, padding = (before..., after...)."""
+
+    @staticmethod
+    def out(size: Dim, kernel: int, stride: int, before: int, after: int, dilation: int) -> Dim:
+        return (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def windows(x: np.ndarray, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...],
+            dilation: tuple[int, ...], fill: float) -> np.ndarray:
+    """[n, c, out..., kernel...]: the elements under the window at every place."""
+    n = len(kernel)
+    x = np.pad(x, [(0, 0), (0, 0), *zip(padding[:n], padding[n:])], constant_values=fill)
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation))
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, 2 + n)))
+    index = (slice(None), slice(None), *(slice(None, None, s) for s in stride), *(slice(None, None, d) for d in dilation))
+    return view[index]
+
+
+class Conv(Windowed):
+    """Cross-correlation: x [n, c, ...], w [o, c / groups, kernel...], bias [o]."""
+
+    name = "conv"
+    x: Value
+    w: Value
+    bias: Value | None = None
+    stride: tuple[int, ...] = attr()
+    padding: tuple[int, ...] = attr()
+    dilation: tuple[int, ...] = attr()
+    groups: int = 1
+
+    def infer(self) -> TensorType:
+        x, w = self.x.type.dims, self.w.type.shape
+        n = len(w) - 2
+        if len(x) != n + 2 or not len(self.stride) == len(self.dilation) == n or len(self.padding) != 2 * n:
+            raise self.fail("x, w, stride, padding and dilation differ in the number of spatial axes")
+        if x[1] != w[1] * self.groups or w[0] % self.groups:
+            raise self.fail(f"x has {x[1]} channels, w and groups={self.groups} need {w[1] * self.groups}")
+        spatial = (self.out(x[2 + i], w[2 + i], self.stride[i], self.padding[i], self.padding[n + i], self.dilation[i])
+                   for i in range(n))
+        return TensorType(promote(self.x.type, self.w.type), (x[0], w[0], *spatial))
+
+    def reference(self, x: Any, w: Any, bias: Any) -> Any:
+        n = w.ndim - 2
+        view = windows(x, w.shape[2:], self.stride, self.padding, self.dilation, 0.0)
+        size = w.shape[0] // self.groups
+        parts = [np.tensordot(view[:, g * w.shape[1]:(g + 1) * w.shape[1]], w[g * size:(g + 1) * size],
+                              axes=((1, *range(2 + n, 2 + 2 * n)), tuple(range(1, 2 + n)))) for g in range(self.groups)]
+        y = np.moveaxis(np.concatenate(parts, -1), -1, 1)
+        return y if bias is None else y + bias.reshape((-1,) + (1,) * n)
+
+    def axis_map(self) -> AxisMap:
+        n = self.w.type.rank - 2
+        space = tuple((f"s{i}",) for i in range(n))
+        out = tuple((f"t{i}",) for i in range(n))
+        kernel: tuple[tuple[str, ...], ...] = ((),) * n
+        weight = (("o",), ("i",)) if self.groups == 1 else (("o",), ())
+        channels = ("i",) if self.groups == 1 else (("o",) if self.x.type.dims[1] == self.w.type.dims[0] else ("gi",))
+        operands = ((("n",), channels, *space), (*weight, *kernel)) + (((("o",),),) if self.bias is not None else ())
+        return AxisMap(operands, ((("n",), ("o",), *out),), frozenset(f"s{i}" for i in range(n)) | {"gi"})
+
+
+class Pool(Windowed):
+    """Base: a window function per channel. ceil rounds the number of places up."""
+
+    fill: ClassVar[float] = 0.0
+    x: Value
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    ceil: bool = False
+
+    def infer(self) -> TensorType:
+        n = len(self.kernel)
+        x = self.x.type.dims
+        if len(x) != n + 2:
+            raise self.fail("kernel and x differ in the number of spatial axes")
+        up = [s - 1 if self.ceil else 0 for s in self.stride]
+        spatial = (self.out(x[2 + i], self.kernel[i], self.stride[i], self.padding[i], self.padding[n + i] + up[i], 1)
+                   for i in range(n))
+        return self.x.type.with_dims(*x[:2], *spatial)
+
+    def _windows(self, x: np.ndarray, fill: float) -> np.ndarray:
+        n = len(self.kernel)
+        up = tuple(s - 1 if self.ceil else 0 for s in self.stride)
+        padding = self.padding[:n] + tuple(p + u for p, u in zip(self.padding[n:], up))
+        return windows(x, self.kernel, self.stride, padding, (1,) * n, fill)
+
+    def axis_map(self) -> AxisMap:
+        n = len(self.kernel)
+        return AxisMap(((("n",), ("c",), *((f"s{i}",) for i in range(n))),),
+                       ((("n",), ("c",), *((f"t{i}",) for i in range(n))),), frozenset(f"s{i}" for i in range(n)))
+
+
+class MaxPool(Pool):
+    name = "max_pool"
+
+    def reference(self, x: Any) -> Any:
+        return self._windows(x, -np.inf).max(tuple(range(-len(self.kernel), 0)))
+
+
+class AvgPool(Pool):
+    """Mean under the window; padding counts as zeros when `count_padding`."""
+
+    name = "avg_pool"
+    count_padding: bool = True
+
+    def reference(self, x: Any) -> Any:
+        axes = tuple(range(-len(self.kernel), 0))
+        if self.count_padding:
+            return self._windows(x, 0.0).mean(axes)
+        return self._windows(x, 0.0).sum(axes) / self._windows(np.ones_like(x), 0.0).sum(axes)

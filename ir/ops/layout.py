@@ -1,0 +1,301 @@
+"""Ops that move elements without computing on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ingot.ir.axes import AxisMap, Axis, reshape_axes
+from ingot.ir.dims import Dim, product
+from ingot.ir.op import Op
+from ingot.ir.types import TensorType, broadcast
+from ingot.ir.value import Value
+
+
+def axis_of(op: Op, axis: int, rank: int) -> int:
+    """`axis` counted from the front. Raises IRError when there is no such axis."""
+    if not -rank <= axis < rank:
+        raise op.fail(f"no axis {axis} in a tensor of rank {rank}")
+    return axis % rank
+
+
+def _labels(rank: int, prefix: str = "a") -> tuple[Axis, ...]:
+    return tuple((f"{prefix}{i}",) for i in range(rank))
+
+
+def _with(axes: tuple[Axis, ...], axis: int, labels: Axis) -> tuple[Axis, ...]:
+    return axes[:axis] + (labels,) + axes[axis + 1:]
+
+
+class Reshape(Op):
+    """The same elements, row-major, under another shape."""
+
+    name = "reshape"
+    x: Value
+    shape: tuple[Dim, ...]
+
+    def infer(self) -> TensorType:
+        if product(self.shape) != self.x.type.size:
+            raise self.fail(f"shape [{', '.join(map(str, self.shape))}] has another number of elements")
+        return self.x.type.with_dims(*self.shape)
+
+    def reference(self, x: Any) -> Any:
+        return x.reshape(self.shape)
+
+    def axis_map(self) -> AxisMap:
+        return reshape_axes(self.x.type.dims, self.shape)
+
+
+class Transpose(Op):
+    """Axes in the order `perm`."""
+
+    name = "transpose"
+    x: Value
+    perm: tuple[int, ...]
+
+    def infer(self) -> TensorType:
+        if sorted(self.perm) != list(range(self.x.type.rank)):
+            raise self.fail(f"{list(self.perm)} is no permutation of its axes")
+        return self.x.type.with_dims(*(self.x.type.dims[i] for i in self.perm))
+
+    def reference(self, x: Any) -> Any:
+        return x.transpose(self.perm)
+
+    def axis_map(self) -> AxisMap:
+        axes = _labels(self.x.type.rank)
+        return AxisMap((axes,), (tuple(axes[i] for i in self.perm),))
+
+
+class Expand(Op):
+    """Broadcast to `shape`."""
+
+    name = "expand"
+    x: Value
+    shape: tuple[Dim, ...]
+
+    def infer(self) -> TensorType:
+        if broadcast(self.x.type.dims, self.shape) != tuple(self.shape):
+            raise self.fail(f"does not broadcast to [{', '.join(map(str, self.shape))}]")
+        return self.x.type.with_dims(*self.shape)
+
+    def reference(self, x: Any) -> Any:
+        return np.broadcast_to(x, self.shape)
+
+    def axis_map(self) -> AxisMap:
+        out = _labels(len(self.shape))
+        shift = len(self.shape) - self.x.type.rank
+        source = tuple(out[i + shift] if d == self.shape[i + shift] else () for i, d in enumerate(self.x.type.dims))
+        return AxisMap((source,), (out,))
+
+
+class Slice(Op):
+    """Positions start, start + step, ... below stop of one axis (0 <= start <= stop <= size, step >= 1)."""
+
+    name = "slice"
+    x: Value
+    axis: int
+    start: Dim
+    stop: Dim
+    step: int = 1
+
+    def infer(self) -> TensorType:
+        axis = axis_of(self, self.axis, self.x.type.rank)
+        size = self.x.type.dims[axis]
+        start, stop = self.start, self.stop
+        if isinstance(start, int) and isinstance(stop, int) and not (
+                0 <= start <= stop and (not isinstance(size, int) or stop <= size)):
+            raise self.fail(f"positions {start} to {stop} are not inside an axis of {size}")
+        dims = list(self.x.type.dims)
+        dims[axis] = (stop - start + self.step - 1) // self.step
+        return self.x.type.with_dims(*dims)
+
+    def reference(self, x: Any) -> Any:
+        index = [slice(None)] * x.ndim
+        index[self.axis] = slice(self.start, self.stop, self.step)  # type: ignore[misc]
+        return x[tuple(index)]
+
+    def axis_map(self) -> AxisMap:
+        axis = self.axis % self.x.type.rank
+        axes = _labels(self.x.type.rank)
+        if self.step != 1:
+            return AxisMap((axes,), (_with(axes, axis, ("part",)),), frozenset(axes[axis]))
+        return AxisMap((axes,), (_with(axes, axis, ("part",)),), sums={axes[axis][0]: ("before", "part", "after")})
+
+
+class Concat(Op):
+    """Tensors joined along one axis."""
+
+    name = "concat"
+    xs: tuple[Value, ...]
+    axis: int = -1
+
+    def infer(self) -> TensorType:
+        if not self.xs:
+            raise self.fail("nothing to join")
+        first = self.xs[0].type
+        axis = axis_of(self, self.axis, first.rank)
+        total: Dim = 0
+        for x in self.xs:
+            rest = [d for i, d in enumerate(x.type.dims) if i != axis]
+            if x.type.dtype != first.dtype or rest != [d for i, d in enumerate(first.dims) if i != axis]:
+                raise self.fail("operands differ in another axis or in element type")
+            total = total + x.type.dims[axis]
+        dims = list(first.dims)
+        dims[axis] = total
+        return first.with_dims(*dims)
+
+    def reference(self, xs: Any) -> Any:
+        return np.concatenate(xs, axis=self.axis)
+
+    def axis_map(self) -> AxisMap:
+        rank = self.xs[0].type.rank
+        axis, axes = self.axis % rank, _labels(rank)
+        parts = tuple(f"p{i}" for i in range(len(self.xs)))
+        return AxisMap(tuple(_with(axes, axis, (p,)) for p in parts), (axes,), sums={axes[axis][0]: parts})
+
+
+class Split(Op):
+    """One axis cut into consecutive parts of the given sizes."""
+
+    name = "split"
+    x: Value
+    sizes: tuple[Dim, ...]
+    axis: int = -1
+
+    def infer(self) -> tuple[TensorType, ...]:
+        axis = axis_of(self, self.axis, self.x.type.rank)
+        total: Dim = 0
+        for size in self.sizes:
+            total = total + size
+        if total != self.x.type.dims[axis]:
+            raise self.fail(f"sizes add up to {total}, the axis has {self.x.type.dims[axis]}")
+        dims = self.x.type.dims
+        return tuple(self.x.type.with_dims(*dims[:axis], size, *dims[axis + 1:]) for size in self.sizes)
+
+    def reference(self, x: Any) -> Any:
+        return tuple(np.split(x, np.cumsum(self.sizes)[:-1], axis=self.axis))
+
+    def axis_map(self) -> AxisMap:
+        rank = self.x.type.rank
+        axis, axes = self.axis % rank, _labels(rank)
+        parts = tuple(f"p{i}" for i in range(len(self.sizes)))
+        return AxisMap((axes,), tuple(_with(axes, axis, (p,)) for p in parts), sums={axes[axis][0]: parts})
+
+
+class Pad(Op):
+    """`value` put before and after along every axis: pads = (before0, after0, before1, after1, ...), none negative."""
+
+    name = "pad"
+    x: Value
+    pads: tuple[Dim, ...]
+    value: float = 0.0
+    mode: str = "constant"
+
+    def infer(self) -> TensorType:
+        if len(self.pads) != 2 * self.x.type.rank:
+            raise self.fail(f"{len(self.pads)} pads for rank {self.x.type.rank}")
+        before, after = self.pads[::2], self.pads[1::2]
+        return self.x.type.with_dims(*(d + b + a for d, b, a in zip(self.x.type.dims, before, after)))
+
+    def reference(self, x: Any) -> Any:
+        width = list(zip(self.pads[::2], self.pads[1::2]))
+        if self.mode == "constant":
+            return np.pad(x, width, constant_values=self.value)  # type: ignore[arg-type]
+        return np.pad(x, width, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[self.mode])  # type: ignore
+
+    def axis_map(self) -> AxisMap:
+        axes = _labels(self.x.type.rank)
+        out = axes
+        sums: dict[str, tuple[str, ...]] = {}
+        for i in range(self.x.type.rank):
+            if self.pads[2 * i] != 0 or self.pads[2 * i + 1] != 0:
+                out = _with(out, i, (f"padded{i}",))
+                sums[f"padded{i}"] = ("before", axes[i][0], "after")
+        return AxisMap((axes,), (out,), sums=sums)
+
+
+class Take(Op):
+    """x[..., index[...], ...]: whole slices of `axis` picked by an integer tensor, whose axes replace that axis."""
+
+    name = "take"
+    x: Value
+    index: Value
+    axis: int = 0
+
+    def infer(self) -> TensorType:
+        axis = axis_of(self, self.axis, self.x.type.rank)
+        if not self.index.type.dtype.is_integer:
+            raise self.fail("the index must be an integer tensor")
+        dims = self.x.type.dims
+        return self.x.type.with_dims(*dims[:axis], *self.index.type.dims, *dims[axis + 1:])
+
+    def reference(self, x: Any, index: Any) -> Any:
+        return np.take(x, index, axis=self.axis)
+
+    def axis_map(self) -> AxisMap:
+        axis, axes = self.axis % self.x.type.rank, _labels(self.x.type.rank)
+        index = _labels(self.index.type.rank, "i")
+        return AxisMap((axes, index), (axes[:axis] + index + axes[axis + 1:],), frozenset(axes[axis]))
+
+
+class TakeAlong(Op):
+    """out[i..., j, k...] = x[i..., index[i..., j, k...], k...] along `axis` (torch.gather)."""
+
+    name = "take_along"
+    x: Value
+    index: Value
+    axis: int = -1
+
+    def infer(self) -> TensorType:
+        axis_of(self, self.axis, self.x.type.rank)
+        if self.index.type.rank != self.x.type.rank:
+            raise self.fail("the index must have the rank of x")
+        return self.x.type.with_dims(*self.index.type.dims)
+
+    def reference(self, x: Any, index: Any) -> Any:
+        index = np.where(index < 0, index + x.shape[self.axis], index)
+        crop = tuple(slice(None) if i == self.axis % x.ndim else slice(0, n) for i, n in enumerate(index.shape))
+        return np.take_along_axis(x[crop], index, axis=self.axis)
+
+    def axis_map(self) -> AxisMap:
+        axis, axes = self.axis % self.x.type.rank, _labels(self.x.type.rank)
+        index = _with(axes, axis, ("j",))
+        return AxisMap((axes, index), (index,), frozenset(axes[axis]))
+
+
+class Flip(Op):
+    """Order reversed along some axes."""
+
+    name = "flip"
+    x: Value
+    axes_: tuple[int, ...]
+
+    def infer(self) -> TensorType:
+        return self.x.type
+
+    def reference(self, x: Any) -> Any:
+        return np.flip(x, self.axes_)
+
+    def axis_map(self) -> AxisMap:
+        axes = _labels(self.x.type.rank)
+        return AxisMap((axes,), (axes,), frozenset(axes[a % len(axes)][0] for a in self.axes_))
+
+
+class Triangle(Op):
+    """Elements kept where column - row <= diagonal (lower) or >= diagonal (upper) of the last two axes, else zero."""
+
+    name = "triangle"
+    x: Value
+    diagonal: int = 0
+    upper: bool = False
+
+    def infer(self) -> TensorType:
+        return self.x.type
+
+    def reference(self, x: Any) -> Any:
+        return np.triu(x, self.diagonal) if self.upper else np.tril(x, self.diagonal)
+
+    def axis_map(self) -> AxisMap:
+        axes = _labels(self.x.type.rank)
+        return AxisMap((axes,), (axes,), frozenset(axes[-1] + axes[-2]))

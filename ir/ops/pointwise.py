@@ -1,0 +1,440 @@
+"""Elementwise ops with numpy broadcasting. Each is one scalar expression over `ingot.ir.scalar` primitives `o`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from ingot.errors import IRError
+from ingot.ir.axes import AxisMap, elementwise
+from ingot.ir.op import Op
+from ingot.ir.scalar import NUMPY
+from ingot.ir.types import DType, TensorType, bool_, broadcast, promote
+from ingot.ir.value import Value
+
+
+class Pointwise(Op):
+    """Base: subclasses give `scalar(o, *operands)`; attributes are read from self."""
+
+    predicate: ClassVar[bool] = False
+    """Whether the result is bool, whatever the operands are."""
+
+    def scalar(self, o: Any, *args: Any) -> Any:
+        raise NotImplementedError(self.name)
+
+    def infer(self) -> TensorType:
+        first, *rest = self.operands
+        dtype = first.type.dtype
+        kind = first.type
+        for other in rest:
+            dtype = promote(kind, other.type)
+            kind = TensorType(dtype, max(kind.dims, other.type.dims, key=len))
+        try:
+            dims = broadcast(*(v.type.dims for v in self.operands))
+        except IRError as error:
+            raise self.fail(error.message) from None
+        return TensorType(bool_ if self.predicate else dtype, dims)
+
+    def reference(self, *inputs: Any) -> Any:
+        return self.scalar(NUMPY, *inputs)
+
+    def axis_map(self) -> AxisMap:
+        return elementwise(self)
+
+
+class Unary(Pointwise):
+    x: Value
+
+
+class Binary(Pointwise):
+    x: Value
+    y: Value
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------------
+
+
+class Add(Binary):
+    name = "add"
+    commutative = True
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x + y
+
+
+class Sub(Binary):
+    name = "sub"
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x - y
+
+
+class Mul(Binary):
+    name = "mul"
+    commutative = True
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x * y
+
+
+class Div(Binary):
+    """True division of floats (frontends cast integers first)."""
+
+    name = "div"
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x / y
+
+
+class FloorDiv(Binary):
+    name = "floordiv"
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return o.floordiv(x, y)
+
+
+class Mod(Binary):
+    """Remainder with the sign of the divisor, as in Python."""
+
+    name = "mod"
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return o.mod(x, y)
+
+
+class Pow(Binary):
+    name = "pow"
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return o.pow(x, y)
+
+
+class Maximum(Binary):
+    name = "maximum"
+    commutative = True
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return o.maximum(x, y)
+
+
+class Minimum(Binary):
+    name = "minimum"
+    commutative = True
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return o.minimum(x, y)
+
+
+class Neg(Unary):
+    name = "neg"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return -x
+
+
+class Abs(Unary):
+    name = "abs"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.abs(x)
+
+
+class Sign(Unary):
+    name = "sign"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.sign(x)
+
+
+class Exp(Unary):
+    name = "exp"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.exp(x)
+
+
+class Log(Unary):
+    name = "log"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.log(x)
+
+
+class Sqrt(Unary):
+    name = "sqrt"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.sqrt(x)
+
+
+class Rsqrt(Unary):
+    name = "rsqrt"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.rsqrt(x)
+
+
+class Reciprocal(Unary):
+    name = "reciprocal"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return 1.0 / x
+
+
+class Sin(Unary):
+    name = "sin"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.sin(x)
+
+
+class Cos(Unary):
+    name = "cos"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.cos(x)
+
+
+class Erf(Unary):
+    name = "erf"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.erf(x)
+
+
+class Floor(Unary):
+    name = "floor"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.floor(x)
+
+
+class Ceil(Unary):
+    name = "ceil"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.ceil(x)
+
+
+class Round(Unary):
+    """To the nearest integer, halves to even."""
+
+    name = "round"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.round(x)
+
+
+class Clamp(Unary):
+    """x limited to [least, greatest]; an absent limit does not limit."""
+
+    name = "clamp"
+    least: float | None = None
+    greatest: float | None = None
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        if self.least is not None:
+            x = o.maximum(x, self.least)
+        if self.greatest is not None:
+            x = o.minimum(x, self.greatest)
+        return x
+
+
+# --- activations --------------------------------------------------------------------------------------------------
+
+
+class Sigmoid(Unary):
+    name = "sigmoid"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.sigmoid(x)
+
+
+class Tanh(Unary):
+    name = "tanh"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.tanh(x)
+
+
+class Relu(Unary):
+    name = "relu"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.maximum(x, 0)
+
+
+class LeakyRelu(Unary):
+    name = "leaky_relu"
+    slope: float = 0.01
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.where(x > 0, x, x * self.slope)
+
+
+class Elu(Unary):
+    name = "elu"
+    alpha: float = 1.0
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.where(x > 0, x, self.alpha * (o.exp(o.minimum(x, 0.0)) - 1.0))
+
+
+class Silu(Unary):
+    """x * sigmoid(x) (Swish; Elfwing et al. 2017)."""
+
+    name = "silu"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return x * o.sigmoid(x)
+
+
+class Gelu(Unary):
+    """Gaussian error linear unit (Hendrycks and Gimpel 2016); approximate: none, tanh, or sigmoid (x * sigmoid(1.702 x))."""
+
+    name = "gelu"
+    approximate: str = "none"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        if self.approximate == "none":
+            return 0.5 * x * (1.0 + o.erf(x * math.sqrt(0.5)))
+        if self.approximate == "sigmoid":
+            return x * o.sigmoid(1.702 * x)
+        return 0.5 * x * (1.0 + o.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+class Softplus(Unary):
+    name = "softplus"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.softplus(x)
+
+
+class HardSigmoid(Unary):
+    name = "hardsigmoid"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.minimum(o.maximum(x / 6.0 + 0.5, 0.0), 1.0)
+
+
+class HardSwish(Unary):
+    name = "hardswish"
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return x * o.minimum(o.maximum(x / 6.0 + 0.5, 0.0), 1.0)
+
+
+# --- comparison and logic -----------------------------------------------------------------------------------------
+
+
+class Compare(Binary):
+    predicate = True
+
+
+class Equal(Compare):
+    name = "eq"
+    commutative = True
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x == y
+
+
+class NotEqual(Compare):
+    name = "ne"
+    commutative = True
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x != y
+
+
+class Less(Compare):
+    name = "lt"
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x < y
+
+
+class LessEqual(Compare):
+    name = "le"
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x <= y
+
+
+class Greater(Compare):
+    name = "gt"
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x > y
+
+
+class GreaterEqual(Compare):
+    name = "ge"
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return x >= y
+
+
+class And(Compare):
+    name = "and"
+    commutative = True
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return o.logical_and(x, y)
+
+
+class Or(Compare):
+    name = "or"
+    commutative = True
+
+    def scalar(self, o: Any, x: Any, y: Any) -> Any:
+        return o.logical_or(x, y)
+
+
+class Not(Unary):
+    name = "not"
+    predicate = True
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.logical_not(x)
+
+
+class IsNan(Unary):
+    name = "isnan"
+    predicate = True
+
+    def scalar(self, o: Any, x: Any) -> Any:
+        return o.isnan(x)
+
+
+class Where(Pointwise):
+    """x where the bool operand `cond` holds, else y."""
+
+    name = "where"
+    cond: Value
+    x: Value
+    y: Value
+
+    def infer(self) -> TensorType:
+        dims = broadcast(self.cond.type.dims, self.x.type.dims, self.y.type.dims)
+        return TensorType(promote(self.x.type, self.y.type), dims)
+
+    def scalar(self, o: Any, cond: Any, x: Any, y: Any) -> Any:
+        return o.where(cond, x, y)
+
+
+class Cast(Op):
+    """To another element type: floats round to nearest even, floats to integers truncate, anything to bool is `!= 0`."""
+
+    name = "cast"
+    x: Value
+    dtype: DType
+
+    def infer(self) -> TensorType:
+        return self.x.type.with_dtype(self.dtype)
+
+    def reference(self, x: Any) -> Any:
+        return x if self.dtype.is_float and x.dtype.kind == "f" else x.astype(self.dtype.numpy)
+
+    def axis_map(self) -> AxisMap:
+        return elementwise(self)

@@ -1,0 +1,89 @@
+"""Rewriting: rules applied over a func until nothing fits any more, with every near miss recorded on request."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ingot.errors import IRError
+from ingot.ir.module import Builder, Func, Module
+from ingot.ir.op import Op
+from ingot.ir.pattern import Match, NoMatch, P, Pattern, match
+from ingot.ir.value import Value
+
+
+class Rule(ABC):
+    """A stateless rewrite: where `pattern` fits and `check` does not object, `build` makes the replacement."""
+
+    pattern: ClassVar[Pattern]
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def check(self, m: Match) -> None:
+        """Raises NoMatch(reason, value) when the rule must not apply here. May add to `m.extra`."""
+
+    @abstractmethod
+    def build(self, m: Match, b: Builder) -> Value | tuple[Value, ...]:
+        """The replacement for the results of `m.op`, of the same types, built before it."""
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A rule that began to fit and did not: how many ops matched, why it stopped, at which value, and where."""
+
+    rule: str
+    op: Op
+    matched: int
+    reason: str
+    value: Value | None
+
+
+def rewrite(module: Module, rules: Sequence[Rule], *, misses: list[Miss] | None = None, rounds: int = 16) -> int:
+    """Apply rules to all funcs until none fits; returns the number of sites rewritten.
+
+    misses: filled with the near misses of the last round. Raises IRError when the rules do not come to an end.
+    """
+    total = 0
+    for _ in range(rounds):
+        if misses is not None:
+            misses.clear()
+        sites = sum(_sweep(func, rules, misses) for func in module.funcs.values())
+        if not sites:
+            return total
+        total += sites
+        for func in module.funcs.values():
+            func.drop_dead()
+    raise IRError(f"rules {', '.join(r.name for r in rules)} still apply after {rounds} rounds")
+
+
+def _sweep(func: Func, rules: Sequence[Rule], misses: list[Miss] | None) -> int:
+    sites = 0
+    by_class: dict[type[Op], list[Rule]] = {}
+    for op in list(func.ops):
+        if op.func is None or not any(r.n_uses for r in op.results):
+            continue
+        if type(op) not in by_class:
+            by_class[type(op)] = [r for r in rules if _may_start(r.pattern, type(op))]
+        for rule in by_class[type(op)]:
+            try:
+                m = match(rule.pattern, op)
+                rule.check(m)
+            except NoMatch as miss:
+                matched = getattr(miss, "matched", None)
+                if misses is not None and (matched is None or matched > 1):
+                    misses.append(Miss(rule.name, op, matched or 0, miss.reason, miss.value))
+                continue
+            new = rule.build(m, Builder(func, before=op))
+            for old, value in zip(op.results, new if isinstance(new, tuple) else (new,), strict=True):
+                func.replace(old, value)
+            sites += 1
+            break
+    return sites
+
+
+def _may_start(pattern: Pattern, cls: type[Op]) -> bool:
+    return not isinstance(pattern, P) or issubclass(cls, pattern.cls)

@@ -1,0 +1,193 @@
+"""Weights as handles: nothing is read before `materialize`, and every handle says where its numbers come from."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ingot.errors import CheckpointError, IRError
+from ingot.ir.types import DType, TensorType, bf16, bool_, dtype_of, f8e4m3, f8e5m2, f16, f32, f64, i8, i16, i32, i64, u8
+
+SAFETENSORS_DTYPES: dict[str, DType] = {
+    "F64": f64, "F32": f32, "F16": f16, "BF16": bf16, "F8_E4M3": f8e4m3, "F8_E5M2": f8e5m2,
+    "I64": i64, "I32": i32, "I16": i16, "I8": i8, "U8": u8, "BOOL": bool_,
+}
+
+
+class Weight(ABC):
+    """A handle on a constant tensor of integer dims."""
+
+    type: TensorType
+
+    @abstractmethod
+    def materialize(self) -> np.ndarray:
+        """The array: shape as in `type`, numpy dtype `type.dtype.numpy`. Callers must not write to it."""
+
+    @property
+    @abstractmethod
+    def origin(self) -> str:
+        """Where the numbers come from, as it stands in a dump."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed tensor in an artifact; sub-byte rows (last axis) start on whole bytes."""
+        *rows, last = self.type.shape or (1,)
+        return math.prod(rows) * ((last * self.type.dtype.bits + 7) // 8)
+
+
+def call(name: str, **fields: object) -> str:
+    """`name(key="value", n=1)` as origins are printed."""
+    return f"{name}({', '.join(f'{k}={json.dumps(v)}' for k, v in fields.items() if v is not None)})"
+
+
+@dataclass(frozen=True)
+class FileWeight(Weight):
+    """A tensor inside a safetensors file, read through a memory map."""
+
+    path: Path
+    key: str
+    type: TensorType
+
+    def materialize(self) -> np.ndarray:
+        start, stop = header(self.path)[self.key].span
+        data = _mapped(self.path)[start:stop]
+        return data.view(self.type.dtype.numpy).reshape(self.type.shape)
+
+    @property
+    def origin(self) -> str:
+        return call("safetensors", file=self.path.name, key=self.key)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a safetensors header; `span` is its byte range in the file."""
+
+    type: TensorType
+    span: tuple[int, int]
+
+
+@lru_cache(maxsize=256)
+def header(path: Path) -> Mapping[str, Entry]:
+    """The tensors of a safetensors file, from its header alone.
+
+    Raises CheckpointError for a truncated file, a broken header, or an element type ingot does not know.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise CheckpointError(f"the file ends inside its header ({size} bytes)", where=str(path),
+                                      hint="download it again; nothing was written")
+            table = json.loads(f.read(length))
+    except FileNotFoundError:
+        raise CheckpointError("no such file", where=str(path), hint="the checkpoint is incomplete: fetch this file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise CheckpointError("this is not a safetensors file (unreadable header)", where=str(path)) from None
+    entries: dict[str, Entry] = {}
+    try:
+        for key, item in table.items():
+            if key == "__metadata__":
+                continue
+            if item["dtype"] not in SAFETENSORS_DTYPES:
+                raise CheckpointError(f"tensor {key} has element type {item['dtype']}, which is not supported", where=str(path))
+            start, stop = (8 + length + int(o) for o in item["data_offsets"])
+            type_ = TensorType(SAFETENSORS_DTYPES[item["dtype"]], tuple(int(d) for d in item["shape"]))
+            if stop > size:
+                raise CheckpointError(f"truncated: {key} ends at byte {stop:,} but the file has {size:,}", where=str(path),
+                                      hint="download it again; nothing was written")
+            if stop - start != math.prod(item["shape"]) * type_.dtype.bits // 8 or start < 8 + length:
+                raise CheckpointError(f"the header gives {key} {stop - start} bytes, its shape needs another number",
+                                      where=str(path))
+            entries[key] = Entry(type_, (start, stop))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError("this is not a safetensors file (malformed header)", where=str(path)) from None
+    return entries
+
+
+@lru_cache(maxsize=256)
+def _mapped(path: Path) -> np.ndarray:
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayWeight(Weight):
+    """A tensor held in memory: small constants, buffers of a traced module."""
+
+    array: np.ndarray
+    source: str | None = None
+
+    @cached_property
+    def type(self) -> TensorType:  # type: ignore[override]
+        return TensorType(dtype_of(self.array.dtype), tuple(self.array.shape))
+
+    def materialize(self) -> np.ndarray:
+        return self.array
+
+    @property
+    def origin(self) -> str:
+        if self.source is not None:
+            return self.source
+        if self.array.size <= 64:
+            return f"dense({dense_text(self.array)})"
+        return call("memory")
+
+
+@dataclass(frozen=True, eq=False)
+class DerivedWeight(Weight):
+    """`fn` of other weights' arrays, computed when asked for.
+
+    fn: pure; takes the inputs' arrays in order. origin text names the pass and the key it was made from.
+    """
+
+    type: TensorType
+    fn: Callable[..., np.ndarray]
+    inputs: tuple[Weight, ...]
+    source: str
+
+    def materialize(self) -> np.ndarray:
+        array = np.asarray(self.fn(*(w.materialize() for w in self.inputs)))
+        expected = tuple(self.type.dims)
+        if array.shape != expected or array.dtype != self.type.dtype.numpy:
+            raise IRError(f"{self.source} made {array.dtype}{list(array.shape)}, declared {self.type}")
+        return array
+
+    @property
+    def origin(self) -> str:
+        return self.source
+
+
+def derived(name: str, fn: Callable[..., np.ndarray], *inputs: Weight, type: TensorType, key: str) -> DerivedWeight:
+    """A DerivedWeight whose origin prints as `computed(pass=name, key=key)`."""
+    return DerivedWeight(type, fn, inputs, call("computed", **{"pass": name, "key": key}))
+
+
+@dataclass(frozen=True)
+class UnknownWeight(Weight):
+    """A weight known by type and origin only, as read from a dump, which never carries tensor bytes."""
+
+    type: TensorType
+    source: str
+
+    def materialize(self) -> np.ndarray:
+        raise IRError(f"the numbers of {self.source} are not in the dump",
+                      hint="give the checkpoint or the artifact instead of the .ir text, or use it only to rewrite text")
+
+    @property
+    def origin(self) -> str:
+        return self.source
+
+
+def dense_text(array: np.ndarray) -> str:
+    """Nested lists of a small array, floats by repr."""
+    if array.ndim:
+        return f"[{', '.join(dense_text(row) for row in array)}]"
+    value = array.item() if array.dtype.kind in "biuf" else float(array) if dtype_of(array.dtype).is_float else int(array)
+    return ("true" if value else "false") if isinstance(value, bool) else repr(value)

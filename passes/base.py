@@ -1,0 +1,150 @@
+"""What a pass is: a frozen dataclass of options with a kebab-case name, a contract, and `run`.
+
+    @dataclass(frozen=True)
+    class Canonicalize(Pass):
+        '''Puts the graph in the form the other passes expect.'''
+
+        name = "canonicalize"
+
+        def run(self, module: Module, ctx: Context) -> int:
+            return rewrite(module, RULES)
+"""
+
+from __future__ import annotations
+
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from ingot.errors import PassError
+from ingot.ir.module import Module
+from ingot.ir.rewrite import Miss
+
+PASSES: dict[str, type[Pass]] = {}
+"""Every pass by its name."""
+
+
+@dataclass
+class Context:
+    """What a pass may use besides the module.
+
+    calibration: batches of token ids [n, s] (i64), or None. progress: called with (done, total, what).
+    misses: collects near misses of rewriting rules when a list. details: a pass's own entries for its receipt.
+    """
+
+    calibration: Any = None
+    progress: Callable[[int, int, str], None] | None = None
+    misses: list[Miss] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """Report progress, where somebody listens."""
+        if self.progress is not None:
+            self.progress(done, total, what)
+
+
+class Pass(ABC):
+    """One transformation of a module. Subclasses are frozen dataclasses; their fields are the options."""
+
+    name: ClassVar[str] = ""
+    contract: ClassVar[Literal["exact", "lossy", "cache"]] = "exact"
+    """exact: the float64 reference stays within 1e-9. lossy: the error is measured. cache: decoding equals the full forward."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What must be given: "calibration"."""
+    establishes: ClassVar[tuple[str, ...]] = ()
+    """Facts about the module that hold afterwards ("quantized", "cached", "fused")."""
+    not_after: ClassVar[Mapping[str, str]] = {}
+    """Facts under which the pass is refused, each with the reason as one sentence."""
+    may_match_nothing: ClassVar[bool] = False
+    """Whether zero sites is a normal outcome (clean-up passes), rather than an error when the user named the pass."""
+
+    def __init_subclass__(cls) -> None:
+        if cls.__dict__.get("name"):
+            PASSES[cls.name] = cls
+
+    @abstractmethod
+    def run(self, module: Module, ctx: Context) -> int:
+        """Change the module in place; returns the number of sites changed. Raises PassError when it cannot."""
+
+    def __str__(self) -> str:
+        """The pass as pipeline text; options at their defaults are left out."""
+        shown: list[str] = []
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if value == f.default:
+                continue
+            shown.append(f"{option_name(f)}={_text(value)}")
+        return f"{self.name}{{{' '.join(shown)}}}" if shown else self.name
+
+
+def option_name(f: Field[Any]) -> str:
+    """`kv_heads` is written `kv-heads` in pipeline text."""
+    return f.name.rstrip("_").replace("_", "-")
+
+
+def options(cls: type[Pass]) -> list[tuple[str, Any, Any, str]]:
+    """(name, type, default or MISSING, documentation) of every option of a pass."""
+    hints = typing.get_type_hints(cls)
+    return [(option_name(f), hints[f.name], f.default, f.metadata.get("doc", "")) for f in fields(cls)]  # type: ignore[arg-type]
+
+
+def option(default: Any = MISSING, *, doc: str, choices: tuple[Any, ...] = ()) -> Any:
+    """A documented option of a pass; `choices` restricts its values."""
+    metadata = {"doc": doc, "choices": choices}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def make_pass(name: str, given: Mapping[str, Any]) -> Pass:
+    """A pass from its name and its options as text or values. Raises PassError listing what there is."""
+    cls = PASSES.get(name)
+    if cls is None:
+        raise PassError(f"unknown pass {name}", hint=f"passes: {', '.join(sorted(PASSES))}")
+    known = {option_name(f): f for f in fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    kwargs: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in known:
+            raise PassError(f"pass {name} has no option {key}", hint=f"options: {', '.join(known) or 'none'}")
+        f = known[key]
+        kwargs[f.name] = _parse(name, key, value, hints[f.name])
+        choices = f.metadata.get("choices")
+        if choices and kwargs[f.name] not in choices:
+            raise PassError(f"{name}{{{key}={value}}}: {key} must be one of {', '.join(map(str, choices))}")
+    for key, f in known.items():
+        if f.name not in kwargs and f.default is MISSING and f.default_factory is MISSING:
+            raise PassError(f"pass {name} needs {key}", hint=f.metadata.get("doc") or None)
+    return cls(**kwargs)
+
+
+def _parse(name: str, key: str, value: Any, hint: Any) -> Any:
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        items = value if isinstance(value, tuple | list) else str(value).split("+")
+        return tuple(_parse(name, key, item, args[0]) for item in items)
+    if not isinstance(value, str):
+        return value
+    kinds = [a for a in args if a is not type(None)] or [hint]
+    if value == "none" and type(None) in args:
+        return None
+    for kind in kinds:
+        if kind is bool and value in ("true", "false"):
+            return value == "true"
+        if kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+        if kind is str:
+            return value
+    wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+    raise PassError(f"{name}{{{key}={value}}}: {key} takes {wanted}, not {value!r}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "+".join(map(_text, value))
+    return "none" if value is None else str(value)

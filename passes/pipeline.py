@@ -1,0 +1,118 @@
+"""Pipelines: their text, the order rules, and the driver that runs passes and writes receipts.
+
+`canonicalize,fuse{norm mlp},quantize{format=int4 group=32}` parses to pass objects and prints back. Inside the braces
+options are separated by spaces; a bare word sets a boolean option to true.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ingot.errors import PassError
+from ingot.ir.module import Module
+from ingot.ir.text.parser import split_pipeline
+from ingot.ir.verify import verify
+from ingot.passes.base import Context, Pass, make_pass
+
+_STAGE = re.compile(r"([a-z][\w-]*)(?:\{([^{}]*)\})?$")
+
+
+@dataclass
+class Receipt:
+    """What one pass did. bytes: of all weights as they would be stored. memory: peak resident bytes of the process."""
+
+    stage: str
+    sites: int
+    changed: bool
+    ops_before: int
+    ops_after: int
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    memory: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_pipeline(text: str) -> list[Pass]:
+    """The passes a pipeline text names. Raises PassError for an unknown pass or option, or broken text."""
+    import ingot.passes.all  # noqa: F401  (registers the passes)
+
+    out: list[Pass] = []
+    for stage in split_pipeline(text):
+        found = _STAGE.match(stage)
+        if found is None:
+            raise PassError(f"cannot read pipeline stage `{stage}`", hint="write it as name or name{option=value option=value}")
+        given: dict[str, Any] = {}
+        for item in (found[2] or "").split():
+            key, eq, value = item.partition("=")
+            given[key] = value if eq else "true"
+        out.append(make_pass(found[1], given))
+    return out
+
+
+def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool = False) -> None:
+    """Refuse a pipeline whose order cannot work. Raises PassError with one sentence, before any work starts."""
+    facts = {str(f): "the module as given" for f in str(module.meta.get("facts", "")).split()}
+    for p in passes:
+        for fact, reason in p.not_after.items():
+            if fact in facts:
+                raise PassError(f"{p.name} cannot follow {facts[fact]}: {reason}")
+        if "calibration" in p.needs and not has_calibration:
+            raise PassError(f"{p.name} needs calibration text", hint="give a file with --calib")
+        for fact in p.establishes:
+            facts[fact] = p.name
+
+
+def run_pipeline(module: Module, passes: Sequence[Pass], ctx: Context | None = None, *, on_stage: Any = None) -> list[Receipt]:
+    """Run passes in order, verifying after each; one receipt per pass.
+
+    on_stage: called with (index, pass, module, receipt) after each. Raises PassError when a pass that should change
+    something matched nothing.
+    """
+    ctx = ctx or Context()
+    check_order(passes, module, has_calibration=ctx.calibration is not None)
+    receipts: list[Receipt] = []
+    for index, p in enumerate(passes):
+        receipt = run_pass(module, p, ctx)
+        receipts.append(receipt)
+        if on_stage is not None:
+            on_stage(index, p, module, receipt)
+    return receipts
+
+
+def run_pass(module: Module, p: Pass, ctx: Context) -> Receipt:
+    """Run one pass and verify what it left. Raises PassError when nothing matched and that is not normal for the pass."""
+    before = measure(module)
+    epoch, start = module.epoch, time.perf_counter()
+    ctx.details = {}
+    sites = p.run(module, ctx)
+    seconds = time.perf_counter() - start
+    if not sites and not p.may_match_nothing:
+        raise PassError(f"{p} matched nothing in this model", hint=f"see why with: ingot explain FILE.ir --pass {p.name}")
+    verify(module)
+    facts = str(module.meta.get("facts", "")).split()
+    if new := [f for f in p.establishes if f not in facts]:
+        module.meta["facts"] = " ".join(facts + new)
+    module.history.append(str(p))
+    after = measure(module)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Receipt(str(p), sites, module.epoch != epoch, before[0], after[0], before[1], after[1], before[2], after[2],
+                   seconds, memory, dict(ctx.details))
+
+
+def measure(module: Module) -> tuple[int, int, int]:
+    """(ops, parameters, bytes) of a module; parameters count elements of floating and code tensors."""
+    consts = module.consts.values()
+    return (sum(len(f.ops) for f in module.funcs.values()),
+            sum(c.type.size for c in consts if isinstance(c.type.size, int) and c.type.dtype.name not in ("i64", "bool")),
+            sum(c.weight.nbytes for c in consts))

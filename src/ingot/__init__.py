@@ -1,0 +1,1 @@
+"""ingot: compile trained models into smaller, faster ones."""
