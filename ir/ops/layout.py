@@ -239,6 +239,33 @@ class Take(Op):
         return AxisMap((axes, index), (axes[:axis] + index + axes[axis + 1:],), frozenset(axes[axis]))
 
 
+class Pick(Op):
+    """Positions of one axis picked per row: out[b, ..., n, ...] = x[b, ..., index[b, n], ...]; x [b, ...], index [b, n]."""
+
+    name = "pick"
+    x: Value
+    index: Value
+    axis: int = 1
+
+    def infer(self) -> TensorType:
+        axis = axis_of(self, self.axis, self.x.type.rank)
+        index = self.index.type.dims
+        if axis == 0 or len(index) != 2 or self.x.type.dims[0] not in (1, index[0]):
+            raise self.fail("x is [b, ...] and index [b, n], the axis not the first")
+        dims = self.x.type.dims
+        return self.x.type.with_dims(index[0], *dims[1:axis], index[1], *dims[axis + 1:])
+
+    def reference(self, x: Any, index: Any) -> Any:
+        x = np.broadcast_to(x, (index.shape[0], *x.shape[1:]))
+        picked = np.moveaxis(x, self.axis, 1)[np.arange(index.shape[0])[:, None], index]
+        return np.moveaxis(picked, 1, self.axis)
+
+    def axis_map(self) -> AxisMap:
+        axis, axes = self.axis % self.x.type.rank, _labels(self.x.type.rank)
+        batch = () if self.x.type.dims[0] == 1 and self.index.type.dims[0] != 1 else axes[0]
+        return AxisMap((_with(axes, 0, batch), (axes[0], ("n",))), (_with(axes, axis, ("n",)),), frozenset(axes[axis]))
+
+
 class TakeAlong(Op):
     """out[i..., j, k...] = x[i..., index[i..., j, k...], k...] along `axis` (torch.gather)."""
 
