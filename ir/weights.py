@@ -169,6 +169,36 @@ def derived(name: str, fn: Callable[..., np.ndarray], *inputs: Weight, type: Ten
     return DerivedWeight(type, fn, inputs, call("computed", **{"pass": name, "key": key}))
 
 
+class _Together:
+    """Arrays computed in one go: kept from the first request until each was handed out once."""
+
+    def __init__(self, fn: Callable[..., tuple[np.ndarray, ...]], inputs: tuple[Weight, ...], parts: int) -> None:
+        self.fn = fn
+        self.inputs = inputs
+        self.parts = parts
+        self.ready: dict[int, np.ndarray] = {}
+
+    def take(self, index: int) -> np.ndarray:
+        if index not in self.ready:
+            made = self.fn(*(w.materialize() for w in self.inputs))
+            self.ready = dict(zip(range(self.parts), made, strict=True))
+        return self.ready.pop(index)
+
+
+def derived_together(name: str, fn: Callable[..., tuple[np.ndarray, ...]], *inputs: Weight, types: Mapping[str, TensorType],
+                     key: str) -> dict[str, Weight]:
+    """Several weights that one computation yields (codes and scales, say), by part. `fn` returns them in that order.
+
+    Each prints as `computed(pass=name, key=key.part)`."""
+    together = _Together(fn, inputs, len(types))
+
+    def part(index: int) -> Callable[[], np.ndarray]:
+        return lambda: together.take(index)
+
+    return {p: DerivedWeight(type, part(i), (), call("computed", **{"pass": name, "key": f"{key}.{p}"}))
+            for i, (p, type) in enumerate(types.items())}
+
+
 @dataclass(frozen=True)
 class UnknownWeight(Weight):
     """A weight known by type and origin only, as read from a dump, which never carries tensor bytes."""

@@ -8,16 +8,16 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ingot.ir.dims import Dim
 from ingot.ir.formats import FORMATS, Format
-from ingot.ir.module import Builder, Module
+from ingot.ir.module import Builder, Func, Module
 from ingot.ir.op import Op
 from ingot.ir.ops.embedding import Embedding
 from ingot.ir.ops.matmul import Linear
+from ingot.ir.ops.pointwise import Cast, Pointwise
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.types import TensorType, f32
-from ingot.ir.value import Const, Value
-from ingot.ir.weights import Weight, derived
+from ingot.ir.value import Const
+from ingot.ir.weights import derived_together
 from ingot.passes import rtn
 from ingot.passes.base import Context, Pass, option
 
@@ -44,54 +44,58 @@ class Quantize(Pass):
     skip: tuple[str, ...] = option((), doc="weights left alone: name patterns joined by +")
 
     def run(self, module: Module, ctx: Context) -> int:
-        heads = {v.op for v in module.main.returns if v.op is not None}
+        sites = self._sites(module)
+        for done, (const, fmt) in enumerate(sites.items()):
+            ctx.step(done, len(sites), const.name)
+            for func in module.funcs.values():
+                self._quantize(func, const, fmt)
+        ctx.details = {"weights": len(sites), "bits": sorted({f.bits for f in sites.values()})}
+        for func in module.funcs.values():
+            func.drop_dead()
+        return len(sites)
+
+    def _sites(self, module: Module) -> dict[Const, Format]:
+        heads = output_linears(module.main)
         sites: dict[Const, Format] = {}
         for op in module.ops:
             if isinstance(op, Linear) and isinstance(op.w, Const) and op.w.type.dtype.is_float:
                 wanted = self.lm_head if op in heads and self.lm_head != "same" else self.format
                 if wanted != "none" and not any(fnmatch.fnmatch(op.w.name, p) for p in self.skip):
                     sites[op.w] = FORMATS[wanted]
-        for done, (const, fmt) in enumerate(sites.items()):
-            ctx.step(done, len(sites), const.name)
-            self._quantize(module, const, fmt)
-        ctx.details = {"weights": len(sites), "bits": sorted({f.bits for f in sites.values()})}
-        for func in module.funcs.values():
-            func.drop_dead()
-        return len(sites)
+        return sites
 
-    def _quantize(self, module: Module, const: Const, fmt: Format) -> None:
-        users = [u for u in const.users if isinstance(u, Linear) or (self.embedding and isinstance(u, Embedding))]
-        decode = self._decode(module, const, fmt, users[0])
-        for user in users:
-            assert user.func is not None
-            if decode.op is not None and decode.op.func is user.func:
-                user.func.set_operand(user, "w", decode)
-
-    def _decode(self, module: Module, const: Const, fmt: Format, first: Op) -> Value:
+    def _quantize(self, func: Func, const: Const, fmt: Format) -> None:
+        kinds = (Linear, Embedding) if self.embedding else (Linear,)
+        users = [op for op in func.ops if isinstance(op, kinds) and op.w is const]
+        if not users:
+            return
         rows, k = const.type.shape
         group = self.group or k
-        groups: Dim = -(-k // group)
-        w, name = const.weight, const.name
+        coded = TensorType(fmt.code, (rows, k))
+        per_group = TensorType(f32, (rows, -(-k // group)))
+        types = {"packed": coded, "scale": per_group} | ({} if self.symmetric else {"zero": per_group.with_dtype(fmt.code)})
 
-        def made(part: str, fn: object, *inputs: Weight, type: TensorType) -> Const:
-            return module.add_const(f"{name}.{part}", derived("quantize", fn, *inputs, type=type, key=f"{name}.{part}"))  # type: ignore[arg-type]
+        def encode(w: np.ndarray) -> tuple[np.ndarray, ...]:
+            scale, zero = rtn.scales(w, fmt, group=group, symmetric=self.symmetric)
+            made = (rtn.codes(w, fmt, scale, zero, group=group), scale) + (() if zero is None else (zero,))
+            return tuple(array.astype(t.dtype.numpy, copy=False) for array, t in zip(made, types.values()))
 
-        def scale_of(array: np.ndarray) -> np.ndarray:
-            return rtn.scales(array, fmt, group=group, symmetric=self.symmetric)[0].astype(np.float32)
+        b = Builder(func, before=users[0])
+        weights = derived_together("quantize", encode, const.weight, types=types, key=const.name)
+        parts = {part: b.const(f"{const.name}.{part}", weight) for part, weight in weights.items()}
+        decoded = b(Dequantize(**parts, format=fmt.name, group=group, dtype=const.type.dtype), hint="w")
+        for user in users:
+            func.set_operand(user, "w", decoded)
 
-        def zero_of(array: np.ndarray) -> np.ndarray:
-            zero = rtn.scales(array, fmt, group=group, symmetric=self.symmetric)[1]
-            assert zero is not None
-            return zero.astype(fmt.code.numpy)
 
-        def codes_of(array: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
-            plain = None if zero is None else zero.astype(np.uint8)
-            return rtn.codes(array, fmt, scale, plain, group=group).astype(fmt.code.numpy)
-
-        scale = made("scale", scale_of, w, type=TensorType(f32, (rows, groups)))
-        zero = None if self.symmetric else made("zero", zero_of, w, type=TensorType(fmt.code, (rows, groups)))
-        inputs = (w, scale.weight) if zero is None else (w, scale.weight, zero.weight)
-        packed = made("packed", codes_of, *inputs, type=TensorType(fmt.code, (rows, k)))
-        assert first.func is not None
-        b = Builder(first.func, before=first)
-        return b(Dequantize(packed, scale, zero, format=fmt.name, group=group, dtype=const.type.dtype), hint=f"{name.split('.')[-2]}_w" if "." in name else name)
+def output_linears(func: Func) -> set[Op]:
+    """The linears behind a func's first result, with nothing but elementwise ops between."""
+    found: set[Op] = set()
+    queue = list(func.returns[:1])
+    while queue:
+        op = queue.pop().op
+        if isinstance(op, Linear):
+            found.add(op)
+        elif isinstance(op, Pointwise | Cast):
+            queue.extend(op.operands)
+    return found

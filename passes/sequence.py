@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ingot.errors import PassError
-from ingot.ir.dims import Dim, Expr, symbols
+from ingot.ir.dims import Expr, symbols
 from ingot.ir.module import Func
 from ingot.ir.op import Op
 from ingot.ir.ops.attention import Attention
 from ingot.ir.ops.creation import Arange, Creation, Full
+from ingot.ir.ops.layout import Pick
 from ingot.ir.value import Value
 
 
@@ -49,7 +50,7 @@ def follow_sequence(func: Func, *, ids: str = "ids") -> SequenceMap:
             _creation(found, op)
         elif isinstance(op, Attention) and (op.k in found.axis or op.v in found.axis):
             _attention(found, op)
-        else:
+        elif not (isinstance(op, Pick) and op.index in func.params):  # chosen rows: nothing runs along the sequence after it
             _carry(found, op)
     return found
 
