@@ -82,11 +82,16 @@ class ArtifactWriter:
         if self._lock >= 0:
             os.close(self._lock)
         shutil.rmtree(self.root, ignore_errors=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and self._is_ours(error):
             with _clear_os_errors(self.target):
                 raise error
         if error is None and not self._finished:
             raise ArtifactError("nothing was written: the writer was left without finish()", where=str(self.target))
+
+    def _is_ours(self, error: OSError) -> bool:
+        """Whether `error` is about writing the artifact, rather than about reading the model it is made from."""
+        in_root = isinstance(error.filename, str) and Path(error.filename).is_relative_to(self.root)
+        return in_root or error.errno in (errno.ENOSPC, errno.EDQUOT)
 
     def _check_target(self) -> None:
         where = str(self.target)
@@ -100,7 +105,8 @@ class ArtifactWriter:
             raise ArtifactError("this directory exists and is not an ingot artifact, so it is not replaced", where=where,
                                 hint="choose another output, or remove it yourself")
         if not self.force:
-            raise ArtifactError("this artifact exists already", where=where, hint="replace it with --force, or choose another output")
+            raise ArtifactError("this artifact exists already", where=where,
+                                hint="replace it with --force, or choose another output")
 
 
 def _swap(new: Path, target: Path) -> None:
@@ -144,8 +150,8 @@ def _restore_displaced(target: Path) -> None:
 
 def _remove_leftovers(target: Path) -> None:
     """Removes the temporary directories of writers that were killed; a living writer holds a lock on its own."""
-    for leftover in target.parent.glob(f".{target.name}.ingot-tmp-*"):
-        lock = _lock(leftover)
+    for leftover in target.parent.iterdir():
+        lock = _lock(leftover) if leftover.name.startswith(f".{target.name}.ingot-tmp-") else -1
         if lock >= 0:
             shutil.rmtree(leftover, ignore_errors=True)
             os.close(lock)

@@ -76,6 +76,8 @@ class Manifest:
     """A second graph with the same ports, faster on many tokens."""
     prefill_from: int = 0
     """Fewest new tokens for which the prefill graph is used."""
+    prefill_weights: tuple[Mapping[str, Any], ...] = ()
+    """Weights of the prefill graph that are made when it is loaded; see `ingot.runtime.prefill`."""
     receipts: str = "receipts.json"
     stages: tuple[str, ...] = ()
     """Dumps in pipeline order, `stages/00-import.ir` first."""
@@ -125,6 +127,7 @@ class Manifest:
         try:
             values["inputs"] = tuple(Port.from_json(port) for port in data["inputs"])
             values["outputs"] = tuple(Port.from_json(port) for port in data["outputs"])
+            values["prefill_weights"] = tuple(data.get("prefill_weights", ()))
             values["stages"] = tuple(str(stage) for stage in data.get("stages", ()))
             values["files"] = {str(name): int(size) for name, size in data.get("files", {}).items()}
             values["extra"] = {k: v for k, v in data.items() if k not in known and k != "ingot"}

@@ -1,0 +1,80 @@
+"""The key/value cache of a decoder: one buffer per state input, read and updated in place by the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ingot.errors import ArtifactError
+from ingot.runtime.manifest import Port
+from ingot.runtime.ort import Array, value, zeros
+
+SMALLEST = 64
+"""The capacity the first allocation starts from (positions)."""
+
+
+class KVCache:
+    """State buffers for `batch` rows of `capacity` positions, each dims [B, ..., T, ...] as in the manifest.
+
+    Capacity grows in powers of two up to `context`, keeping the contents. A row is a contiguous slice of every
+    buffer, so the graph can run on one row alone without copying.
+    """
+
+    def __init__(self, states: Sequence[tuple[Port, Port]], *, context: int) -> None:
+        """states: pairs of a state input and the output that updates it. context: most positions, the last capacity."""
+        for port, _ in states:
+            symbols = [dim for dim in port.dims if isinstance(dim, str)]
+            if not port.dims or port.dims[0] != "B" or not set(symbols) <= {"B", "T"} or len(symbols) > 2:
+                raise ArtifactError(f"the cache input {port.name!r} has dims {list(port.dims)}; "
+                                    "they must be B first, at most one T, and sizes")
+        self._states = tuple(states)
+        self._context = context
+        self._values: list[Any] = []
+        self.arrays: list[Array] = []
+        """One buffer per state, in manifest order."""
+        self.batch = 0
+        self.capacity = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all buffers (bytes)."""
+        return sum(array.nbytes for array in self.arrays)
+
+    def reserve(self, batch: int, positions: int, *, keep: int = 0) -> bool:
+        """Makes room for `batch` rows of `positions`; the first `keep` positions of every row survive a move.
+
+        Returns whether the buffers moved, so that bindings to them must be made anew.
+        """
+        if batch == self.batch and positions <= self.capacity:
+            return False
+        old = self.arrays if batch == self.batch and keep else []
+        capacity = max(SMALLEST, 1 << (positions - 1).bit_length()) if positions else SMALLEST
+        self.batch, self.capacity = batch, min(capacity, self._context)
+        self._set([zeros(self._shape(port), port.dtype) for port, _ in self._states])
+        for (port, _), before, after in zip(self._states, old, self.arrays, strict=False):
+            kept = tuple(slice(keep) if dim == "T" else slice(None) for dim in port.dims)
+            after[kept] = before[kept]
+        return True
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps `rows` (indices, repeats allowed) in that order; bindings must be made anew."""
+        index = np.asarray(rows, np.int64)
+        self.batch = len(index)
+        self._set([np.ascontiguousarray(array[index]) for array in self.arrays])
+
+    def bind(self, binding: Any, *, row: int | None = None) -> None:
+        """Binds every buffer, or one row's slice of it, as input and as the output that updates it."""
+        values = self._values if row is None else [value(array[row : row + 1]) for array in self.arrays]
+        for (taken, given), buffer in zip(self._states, values, strict=True):
+            binding.bind_ortvalue_input(taken.name, buffer)
+            binding.bind_ortvalue_output(given.name, buffer)
+
+    def _shape(self, port: Port) -> tuple[int, ...]:
+        sizes = {"B": self.batch, "T": self.capacity}
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in port.dims)
+
+    def _set(self, arrays: list[Array]) -> None:
+        self.arrays = arrays
+        self._values = [value(array) for array in arrays]

@@ -1,0 +1,264 @@
+"""Measuring a model on text: perplexity, and how far its predictions are from another model's.
+
+Both take a function from token ids to logits, so they work on any backend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ingot.errors import GenerateError
+from ingot.runtime.tokenizer import Tokenizer
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+Logits = Callable[[Ids], Floats]
+"""Token ids i64[B, S] to logits f32[B, S, V]; the logits at a position predict the token after it."""
+
+_BLOCK = 256
+"""Positions whose log-probabilities are held at once."""
+_Z95 = 1.959964
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over chunks and how sure it is."""
+
+    per_chunk: tuple[float, ...]
+    """The figure of each chunk; all chunks count the same."""
+
+    @property
+    def mean(self) -> float:
+        """The mean over chunks."""
+        return float(np.mean(self.per_chunk))
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean; nan for a single chunk."""
+        count = len(self.per_chunk)
+        return float(np.std(self.per_chunk, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+
+    @classmethod
+    def joined(cls, parts: Iterable[Estimate]) -> Estimate:
+        """The estimate over the chunks of all parts."""
+        return cls(per_chunk=tuple(value for part in parts for value in part.per_chunk))
+
+    def to_json(self) -> dict[str, float | None]:
+        """Mean and standard error; null for one that is unknown."""
+        return {"mean": self.mean, "stderr": self.stderr if math.isfinite(self.stderr) else None}
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval, by the normal approximation."""
+        return self.mean - _Z95 * self.stderr, self.mean + _Z95 * self.stderr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """How well a model predicts text."""
+
+    nll: Estimate
+    """Mean cross-entropy per predicted token (nats)."""
+    tokens: int
+    """Tokens predicted: one less than the chunk length, per chunk."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Perplexity]) -> Perplexity:
+        """The measurement of several parts, of domains for instance, as if made together."""
+        return cls(nll=Estimate.joined(part.nll for part in parts), tokens=sum(part.tokens for part in parts))
+
+    @property
+    def chunks(self) -> int:
+        """Chunks measured."""
+        return len(self.nll.per_chunk)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean cross-entropy."""
+        return math.exp(self.nll.mean)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the perplexity."""
+        low, high = self.nll.interval
+        return math.exp(low), math.exp(high)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON record; the interval is null for a single chunk."""
+        interval = list(self.interval) if self.chunks > 1 else None
+        return {"perplexity": self.perplexity, "interval95": interval, "nll": self.nll.to_json(), "chunks": self.chunks,
+                "tokens": self.tokens, "nll_per_chunk": list(self.nll.per_chunk)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A model against a reference on the same text."""
+
+    model: Perplexity
+    reference: Perplexity
+    nll_change: Estimate
+    """Cross-entropy of the model minus the reference's, paired by chunk (nats per token)."""
+    kl: Estimate
+    """Mean Kullback-Leibler divergence of the model's prediction from the reference's (nats per token)."""
+    top1: Estimate
+    """Share of positions where both find the same token likeliest."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Comparison]) -> Comparison:
+        """The measurement of several parts, of domains for instance, as if made together."""
+        return cls(model=Perplexity.joined([part.model for part in parts]),
+                   reference=Perplexity.joined([part.reference for part in parts]),
+                   nll_change=Estimate.joined(part.nll_change for part in parts),
+                   kl=Estimate.joined(part.kl for part in parts), top1=Estimate.joined(part.top1 for part in parts))
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """The model's perplexity over the reference's."""
+        return math.exp(self.nll_change.mean)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON record."""
+        estimates = {"nll_change": self.nll_change, "kl": self.kl, "top1": self.top1}
+        return {"perplexity_ratio": self.perplexity_ratio, "model": self.model.to_json(), "reference": self.reference.to_json(),
+                **{name: estimate.to_json() for name, estimate in estimates.items()}}
+
+
+def perplexity(logits: Logits, chunks: ArrayLike, *, batch: int = 1, progress: Callable[[int], None] | None = None) -> Perplexity:
+    """The perplexity of a model on chunks of token ids, i64[n, S], S at least 2.
+
+    Every chunk is predicted from its own beginning; the first token of each is not predicted. `progress` is told the
+    chunks done so far. Log-sum-exp takes float32 terms and float64 sums.
+    """
+    data = _checked(chunks)
+    losses: list[Doubles] = []
+    for first in range(0, len(data), batch):
+        ids = data[first : first + batch]
+        losses += [_losses(scores, row[1:]) for scores, row in zip(_predictions(logits, ids), ids, strict=True)]
+        if progress is not None:
+            progress(len(losses))
+    return _summary(losses)
+
+
+def compare(logits: Logits, reference: Logits, chunks: ArrayLike, *, batch: int = 1,
+            progress: Callable[[int], None] | None = None) -> Comparison:
+    """How far a model's predictions are from a reference's on chunks of token ids, i64[n, S], S at least 2."""
+    data = _checked(chunks)
+    model: list[Doubles] = []
+    other: list[Doubles] = []
+    divergence: list[float] = []
+    agreement: list[float] = []
+    for first in range(0, len(data), batch):
+        ids = data[first : first + batch]
+        for p, q, row in zip(_predictions(reference, ids).copy(), _predictions(logits, ids), ids, strict=True):
+            if p.shape != q.shape:
+                raise GenerateError(f"the models have vocabularies of {q.shape[-1]:,} and {p.shape[-1]:,} tokens",
+                                    hint="they must share a tokenizer to be compared")
+            other.append(_losses(p, row[1:]))
+            model.append(_losses(q, row[1:]))
+            divergence.append(_divergence(p, q))
+            agreement.append(float((p.argmax(-1) == q.argmax(-1)).mean()))
+        if progress is not None:
+            progress(len(model))
+    change = tuple(float(m.mean() - o.mean()) for m, o in zip(model, other, strict=True))
+    return Comparison(model=_summary(model), reference=_summary(other), nll_change=Estimate(per_chunk=change),
+                      kl=Estimate(per_chunk=tuple(divergence)), top1=Estimate(per_chunk=tuple(agreement)))
+
+
+def load_chunks(path: Path | str, *, tokenizer: Tokenizer | None = None, context: int = 1024) -> dict[str, Ids]:
+    """Chunks of token ids by domain, each i64[n, S].
+
+    path: an .npz whose arrays are chunks [n, S] (the array's name is the domain; longer than `context` is cut), or a
+    text file, which `tokenizer` encodes without special tokens and which is cut into chunks of `context` tokens
+    (a rest is dropped unless it is all there is).
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise GenerateError("there is no such file", where=str(file))
+    if file.suffix == ".npz":
+        with np.load(file) as arrays:
+            return {name: _checked(arrays[name][..., :context]) for name in arrays.files}
+    if tokenizer is None:
+        raise GenerateError("a text file needs a tokenizer", where=str(file), hint="pass an .npz of token ids instead")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GenerateError("this is not UTF-8 text", where=str(file), hint="give a text file or an .npz of token ids") from error
+    ids = np.asarray(tokenizer.encode(text, add_special=False), np.int64)
+    if len(ids) < 2:
+        raise GenerateError(f"the text has {len(ids)} tokens; at least 2 are needed", where=str(file))
+    size = min(context, len(ids))
+    return {file.stem: ids[: len(ids) // size * size].reshape(-1, size)}
+
+
+def with_bos(chunks: ArrayLike, bos: int) -> Ids:
+    """The chunks i64[n, S] with `bos` put in front of each and its last token dropped, so the length stays."""
+    data = _checked(chunks)
+    return np.concatenate([np.full((len(data), 1), bos, np.int64), data[:, :-1]], axis=1)
+
+
+def merged(domains: Mapping[str, Ids]) -> Ids:
+    """All domains' chunks as one array i64[n, S]; GenerateError when their lengths differ."""
+    lengths = {chunks.shape[1] for chunks in domains.values()}
+    if len(lengths) != 1:
+        raise GenerateError(f"the domains have chunks of {sorted(lengths)} tokens; they must be of one length")
+    return np.concatenate(list(domains.values()))
+
+
+def _checked(chunks: ArrayLike) -> Ids:
+    data = np.asarray(chunks)
+    if data.ndim != 2 or not len(data) or data.shape[1] < 2 or data.dtype.kind not in "iu":
+        raise GenerateError(f"chunks must be integers of shape [chunks, tokens >= 2], not {data.dtype} {list(data.shape)}")
+    return data.astype(np.int64)
+
+
+def _predictions(logits: Logits, ids: Ids) -> Floats:
+    """Logits f32[B, S - 1, V] of every position that has a next token."""
+    scores = np.asarray(logits(ids), np.float32)
+    if scores.shape[:2] != ids.shape:
+        raise GenerateError(f"the model gave logits of shape {list(scores.shape)} for ids of shape {list(ids.shape)}")
+    if int(ids.max()) >= scores.shape[2]:
+        raise GenerateError(f"token id {ids.max()} is outside the model's vocabulary of {scores.shape[2]:,}",
+                            hint="were the chunks made with another tokenizer?")
+    return scores[:, :-1]
+
+
+def _log_normalisers(scores: Floats) -> Doubles:
+    """log sum exp over the vocabulary, f32[n, V] to f64[n]."""
+    top = scores.max(axis=-1, keepdims=True)
+    total: Doubles = np.log(np.exp(scores - top).sum(axis=-1, dtype=np.float64)) + top[:, 0].astype(np.float64)
+    return total
+
+
+def _losses(scores: Floats, targets: Ids) -> Doubles:
+    """Cross-entropy of each position (nats), f32[n, V] and i64[n] to f64[n]."""
+    blocks = [_log_normalisers(scores[first : first + _BLOCK]) for first in range(0, len(scores), _BLOCK)]
+    losses: Doubles = np.concatenate(blocks) - scores[np.arange(len(targets)), targets].astype(np.float64)
+    return losses
+
+
+def _divergence(p: Floats, q: Floats) -> float:
+    """Mean over positions of KL(softmax p || softmax q), both f32[n, V] (nats)."""
+    total = 0.0
+    for first in range(0, len(p), _BLOCK):
+        a, b = p[first : first + _BLOCK].astype(np.float64), q[first : first + _BLOCK].astype(np.float64)
+        a -= _log_normalisers(p[first : first + _BLOCK])[:, None]
+        b -= _log_normalisers(q[first : first + _BLOCK])[:, None]
+        weights = np.exp(a)
+        # A token of probability 0 on both sides is -inf minus -inf, and counts nothing.
+        gaps = np.subtract(a, b, out=np.zeros_like(a), where=weights > 0)
+        total += float((weights * gaps).sum())
+    return total / len(p)
+
+
+def _summary(losses: list[Doubles]) -> Perplexity:
+    means = tuple(float(chunk.mean()) for chunk in losses)
+    return Perplexity(nll=Estimate(per_chunk=means), tokens=sum(len(chunk) for chunk in losses))
