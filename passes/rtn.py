@@ -10,11 +10,13 @@ from ingot.ir.formats import Format, grouped
 def scales(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Scale [..., groups] (f32) and zero point [..., groups] (u8; None when symmetric) covering each group of w [..., k].
 
-    Asymmetric groups cover [min(w, 0), max(w, 0)], so that zero stays exact.
+    Asymmetric groups cover [min(w, 0), max(w, 0)], so that zero stays exact. Symmetric ones give the element of greatest
+    magnitude the outermost code, -2^(bits - 1), whatever its sign: the scale is negative where it is positive.
     """
     g = grouped(w.astype(np.float32, copy=False), group)
     if symmetric:
-        return np.abs(g).max(-1) / (fmt.levels // 2 - 1), None
+        outermost = np.take_along_axis(g, np.abs(g).argmax(-1)[..., None], -1)[..., 0]
+        return outermost / -fmt.middle, None
     low, high = np.minimum(g.min(-1), 0), np.maximum(g.max(-1), 0)
     scale = (high - low) / (fmt.levels - 1)
     zero = np.rint(-low / np.where(scale == 0, 1, scale))

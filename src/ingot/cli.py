@@ -1,0 +1,242 @@
+"""The command line: a thin shell over the Python functions. Heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ingot.errors import IngotError
+
+
+class _Group(click.Group):
+    """Shows an ingot error as one screen and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except IngotError as error:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(error), err=True)
+            sys.exit(1)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing was replaced", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="ingot", prog_name="ingot")
+def main() -> None:
+    """Compile trained models into smaller, faster ones, and see what every step did."""
+
+
+output = click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True)
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON record on stdout.")
+threads = click.option("--threads", type=click.IntRange(1), help="Threads within one operator [default: one per core].")
+
+
+@main.command("compile")
+@click.argument("model")
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The artifact directory to write.")
+@click.option("--target", type=click.Choice(["ort"]), default="ort", show_default=True)
+@click.option("--recipe", help="A named pipeline; see `ingot passes` [default: fp32].")
+@click.option("--passes", help="A pipeline instead of a recipe: name,name{option=value ...},...")
+@click.option("--force", is_flag=True, help="Replace an existing artifact.")
+@click.option("--dump", type=click.Path(path_type=Path), help="Also write the text of every stage here.")
+@click.option("--opset-only", is_flag=True, help="Standard ONNX operators alone.")
+@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True, help="Floating type of the graph.")
+@as_json
+def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str | None, force: bool, dump: Path | None,
+             opset_only: bool, dtype: str, as_json: bool) -> None:
+    """Compile MODEL (a checkpoint directory, a .gguf file, an .ir file, package.module:callable)."""
+    from ingot.compiler import compile as run
+    from ingot.progress import progress_bar
+
+    with progress_bar("compile") as step:
+        made = run(model, out, target=target, recipe=recipe, passes=passes, force=force, dump=dump, opset_only=opset_only,
+                   dtype=dtype, progress=step)
+    if as_json:
+        click.echo(json.dumps(made.to_json()))
+    else:
+        total = sum(made.manifest.files.values())
+        click.echo(f"{out}: {total / 1e6:.1f} MB, {made.seconds:.1f} s, peak memory {made.peak_bytes / 1e9:.2f} GB", err=True)
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--max-new-tokens", type=click.IntRange(1))
+@click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.")
+@click.option("--top-k", type=click.IntRange(0))
+@click.option("--top-p", type=click.FloatRange(0, 1))
+@click.option("--min-p", type=click.FloatRange(0, 1))
+@click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True))
+@click.option("--seed", type=int)
+@click.option("--stop", multiple=True, help="A string that ends the text; may be given several times.")
+@click.option("--chat/--raw", default=None, help="Use the model's chat template, or continue the text [default: chat if there is one].")
+@click.option("--system", help="The system message of the chat.")
+@threads
+@as_json
+def generate(artifact: Path, prompt: str, chat: bool | None, system: str | None, threads: int | None, as_json: bool,
+             **options: Any) -> None:
+    """Continue PROMPT (- reads it from standard input), streaming the text to stdout."""
+    from ingot.running import has_chat_template, stream
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if chat is None:
+        chat = has_chat_template(artifact)
+    messages = [{"role": "system", "content": system}] if system else []
+    request: Any = [*messages, {"role": "user", "content": text}] if chat else text
+    options["stop"] = options["stop"] or None
+    generation = stream(artifact, [request], threads=threads, **options)
+    for piece in generation:
+        if not as_json:
+            click.echo(piece.text, nl=False)
+    result, timings = generation.results[0], generation.timings
+    if as_json:
+        click.echo(json.dumps({"text": result.text, "ids": list(result.ids), "finish_reason": result.finish_reason,
+                               "prompt_tokens": result.prompt_tokens, "prefill_tokens_per_second": timings.prefill_per_second,
+                               "decode_tokens_per_second": timings.decode_per_second}))
+        return
+    click.echo()
+    if sys.stderr.isatty():
+        click.secho(f"[{result.prompt_tokens} prompt tokens, {timings.prefill_per_second:.0f}/s; {len(result.ids)} new, "
+                    f"{timings.decode_per_second:.0f}/s; {result.finish_reason}]", dim=True, err=True)
+
+
+@main.command("eval")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--text", type=click.Path(path_type=Path), required=True, help="A text file, or an .npz of token chunks by domain.")
+@click.option("--against", help="A model or artifact to compare with: KL divergence and top-1 agreement.")
+@click.option("--context", type=click.IntRange(2), default=1024, show_default=True, help="Tokens per chunk.")
+@click.option("--chunks", type=click.IntRange(1), help="Use only so many chunks of each domain.")
+@threads
+@as_json
+def eval_(artifact: Path, text: Path, against: str | None, context: int, chunks: int | None, threads: int | None, as_json: bool) -> None:
+    """Perplexity of ARTIFACT on text, with 95 % confidence intervals."""
+    from ingot.progress import progress_bar
+    from ingot.report import evaluation_table
+    from ingot.running import evaluate
+
+    with progress_bar("eval") as step:
+        results = evaluate(artifact, text, against=against, context=context, chunks=chunks, threads=threads, progress=step)
+    if as_json:
+        click.echo(json.dumps({name: result.to_json() for name, result in results.items()}))
+    else:
+        click.echo(evaluation_table(results))
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--past", type=click.IntRange(1), help="Tokens in the cache when decoding starts [default: the prompt].")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@threads
+@as_json
+def bench(artifact: Path, as_json: bool, threads: int | None, **options: Any) -> None:
+    """Prefill and decode speed of ARTIFACT: medians over the repeats."""
+    from ingot.running import bench as run
+
+    result = run(artifact, threads=threads, **options)
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+    else:
+        click.echo(f"prefill {result.prefill_per_second:8.1f} tokens/s  ({result.prompt_tokens} tokens, batch {result.batch})\n"
+                   f"decode  {result.decode_per_second:8.1f} tokens/s  ({result.new_tokens} tokens after {result.past})\n"
+                   f"memory  {result.peak_rss_bytes / 1e6:8.1f} MB peak, {result.cache_bytes / 1e6:.1f} MB of it KV cache")
+
+
+@main.command("import")
+@click.argument("model")
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="The .ir file [default: stdout].")
+@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True)
+@click.option("--no-weights", is_flag=True, help="Import the configuration alone; no weight files are needed.")
+def import_(model: str, out: Path | None, dtype: str, no_weights: bool) -> None:
+    """Trace MODEL into the graph IR and write its text."""
+    from ingot.compiler import load
+    from ingot.ir.text import print_module
+
+    _write(print_module(load(model, dtype=dtype, weights=not no_weights)), out)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--passes", required=True, help="Pipeline text: name,name{option=value ...},...")
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="[default: stdout]")
+@click.option("--receipts", is_flag=True, help="A table of what every pass did, on stderr.")
+def opt(file: Path, passes: str, out: Path | None, receipts: bool) -> None:
+    """Apply passes to the text of a module (- reads standard input)."""
+    from ingot.dumps import read_dump
+    from ingot.ir.text import print_module
+    from ingot.passes.pipeline import parse_pipeline, run_pipeline
+    from ingot.report import receipt_table
+
+    pipeline = parse_pipeline(passes)
+    module = read_dump(file)
+    done = run_pipeline(module, pipeline)
+    _write(print_module(module), out)
+    if receipts:
+        click.echo(receipt_table(done), err=True)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--after", help="The stage of an artifact after this pass (import for the traced graph).")
+@click.option("--stats", is_flag=True, help="Counts instead of text.")
+@click.option("--receipts", is_flag=True, help="What every pass of an artifact did.")
+@as_json
+def show(path: Path, after: str | None, stats: bool, receipts: bool, as_json: bool) -> None:
+    """Read the dump of an artifact or of an .ir file."""
+    from ingot.dumps import dump_text, read_receipts, statistics
+    from ingot.report import receipt_table, statistics_table
+
+    if receipts:
+        found = read_receipts(path)
+        click.echo(json.dumps([r.to_json() for r in found]) if as_json else receipt_table(found))
+    elif stats:
+        counted = statistics(path, after=after)
+        click.echo(json.dumps(counted) if as_json else statistics_table(counted))
+    else:
+        click.echo(dump_text(path, after=after), nl=False)
+
+
+@main.command()
+@click.argument("name", required=False)
+@as_json
+def passes(name: str | None, as_json: bool) -> None:
+    """List passes and recipes, or describe one pass: its options and its contract."""
+    from ingot.report import describe_pass, pass_records, pass_table
+
+    if as_json:
+        click.echo(json.dumps(pass_records(name)))
+    else:
+        click.echo(describe_pass(name) if name else pass_table())
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(["onnx"]), required=True)
+@output
+@click.option("--force", is_flag=True, help="Replace an existing directory.")
+def export(artifact: Path, format_: str, out: Path, force: bool) -> None:
+    """Write ARTIFACT in a format other tools read: onnx gives model.onnx and its weights."""
+    from ingot.compiler import export as run
+
+    run(artifact, out, format=format_, force=force)
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    from ingot.dumps import write_text
+
+    write_text(out, text)

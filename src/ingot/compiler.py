@@ -1,0 +1,216 @@
+"""From a model to an artifact: load, optimize, lower, write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import ingot
+from ingot.errors import ArtifactError, IngotError
+from ingot.ir.dims import Expr
+from ingot.ir.module import Module
+from ingot.ir.text import print_module
+from ingot.passes.base import Context, Pass
+from ingot.passes.pipeline import Receipt, check_order, parse_pipeline, run_pipeline
+from ingot.passes.recipes import recipe as recipe_text
+from ingot.runtime.artifact import ArtifactWriter
+from ingot.runtime.bench import peak_rss
+from ingot.runtime.manifest import Manifest, Port
+
+if TYPE_CHECKING:
+    from ingot.runtime.evaluate import Logits
+
+Step = Callable[[int, int, str], None]
+
+COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+              "chat_template.jinja", "added_tokens.json", "preprocessor_config.json")
+"""Files of a checkpoint that an artifact carries along."""
+
+
+def load(model: str | Path, *, dtype: str = "f32", weights: bool = True) -> Module:
+    """The traced module of a checkpoint directory, a .gguf file, an .ir file or `package.module:callable`.
+
+    dtype: floating type of the graph. weights: False imports the configuration alone. Raises CheckpointError for a
+    checkpoint that is damaged or not understood, UnsupportedOp for an operator without an import rule.
+    """
+    from ingot.frontend.load import load as frontend_load
+
+    return frontend_load(model, dtype=dtype, weights=weights)
+
+
+def optimize(module: Module, passes: str | list[Pass], *, progress: Step | None = None) -> list[Receipt]:
+    """Run a pipeline (text or passes) over a module in place; one receipt per pass.
+
+    Raises PassError for an unknown pass or option, an impossible order, or a pass that matched nothing.
+    """
+    pipeline = parse_pipeline(passes) if isinstance(passes, str) else passes
+    return run_pipeline(module, pipeline, Context(progress=progress))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What `compile` made. seconds: of the whole; peak_bytes: resident memory of the process at its highest."""
+
+    path: Path
+    manifest: Manifest
+    receipts: list[Receipt]
+    seconds: float
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), "bytes": sum(self.manifest.files.values()), "seconds": self.seconds,
+                "peak_bytes": self.peak_bytes, "pipeline": self.manifest.pipeline, "receipts": [r.to_json() for r in self.receipts]}
+
+
+def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: str | None = None, passes: str | None = None,
+            force: bool = False, dump: str | Path | None = None, opset_only: bool = False, dtype: str = "f32",
+            progress: Step | None = None) -> Compiled:
+    """Compile a model into an artifact directory.
+
+    recipe: a named pipeline (fp32 when neither it nor `passes` is given). dump: a directory that also gets the text of
+    every stage. opset_only: standard ONNX operators alone. A killed or failing run leaves an existing artifact as it was.
+    Raises IngotError; see `load` and `optimize`.
+    """
+    if recipe is not None and passes is not None:
+        raise IngotError("give a recipe or a pipeline, not both")
+    if target != "ort":
+        raise IngotError(f"unknown target {target}", hint="targets: ort")
+    pipeline = parse_pipeline(passes) if passes is not None else None
+    if pipeline is None:
+        recipe_text(recipe or "fp32")
+    start = time.perf_counter()
+    with ArtifactWriter(out, force=force) as writer:
+        step = progress or (lambda done, total, what: None)
+        step(0, 1, "trace")
+        module = load(model, dtype=dtype)
+        kind = str(module.meta.get("kind", "other"))
+        if pipeline is None:
+            pipeline = parse_pipeline(recipe_text(recipe or "fp32", kind=kind))
+        check_order(pipeline, module)
+        stages = _Stages(writer, Path(dump) if dump is not None else None)
+        stages.add("import", module)
+        total = len(pipeline) + 1
+
+        def on_stage(index: int, p: Pass, module: Module, receipt: Receipt) -> None:
+            stages.add(p.name, module)
+            step(index + 1, total, p.name)
+
+        receipts = run_pipeline(module, pipeline, Context(), on_stage=on_stage)
+        from ingot.backends.onnx.write import write_onnx
+
+        write_onnx(module, writer.path("model.onnx"), writer.path("weights.bin"), opset_only=opset_only, progress=progress)
+        writer.path("module.ir").write_text(print_module(module), encoding="utf-8")
+        writer.path("receipts.json").write_text(json.dumps([r.to_json() for r in receipts], indent=1) + "\n", encoding="utf-8")
+        _copy_companions(module, writer)
+        manifest = writer.finish(_manifest(module, recipe, pipeline, stages.names, str(model)))
+    return Compiled(Path(out), manifest, receipts, time.perf_counter() - start, peak_rss())
+
+
+class _Stages:
+    """Writes the text of every stage into the artifact, and into a dump directory on request."""
+
+    def __init__(self, writer: ArtifactWriter, dump: Path | None) -> None:
+        self.writer = writer
+        self.dump = dump
+        self.names: list[str] = []
+
+    def add(self, name: str, module: Module) -> None:
+        stage = f"stages/{len(self.names):02d}-{name}.ir"
+        text = print_module(module)
+        self.writer.path(stage).write_text(text, encoding="utf-8")
+        if self.dump is not None:
+            try:
+                self.dump.mkdir(parents=True, exist_ok=True)
+                (self.dump / Path(stage).name).write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise ArtifactError(f"cannot write the dump: {error.strerror}", where=str(self.dump)) from error
+        self.names.append(stage)
+
+
+def _copy_companions(module: Module, writer: ArtifactWriter) -> None:
+    folder = Path(str(module.meta.get("directory", "")))
+    for name in COMPANIONS:
+        if module.meta.get("directory") and (folder / name).is_file():
+            shutil.copyfile(folder / name, writer.path(name))
+
+
+def _manifest(module: Module, recipe: str | None, pipeline: list[Pass], stages: list[str], source: str) -> Manifest:
+    func = module.main
+    caches = {p.hint: i for i, p in func.reuse.items()}
+    roles = {"ids": "ids", "pos": "positions", "take": "take"}
+    kind = str(module.meta.get("kind", "other"))
+    decoding = kind == "decoder" and bool(caches)
+
+    def port(name: str, value: Any, role: str, aliases: str | None = None) -> Port:
+        return Port(name=name, dtype=value.type.dtype.name, role=role, aliases=aliases,
+                    dims=tuple(str(d) if isinstance(d, Expr) else d for d in value.type.dims))
+
+    inputs = [port(p.hint or "", p, "cache" if p.hint in caches else roles.get(p.hint or "", "other")) for p in func.params]
+    outputs = []
+    for i, value in enumerate(func.returns):
+        source_param = func.reuse.get(i)
+        if source_param is not None:
+            outputs.append(port(f"{source_param.hint}_out", value, "cache", source_param.hint))
+        else:
+            outputs.append(port(output_name(module, i), value, "logits" if i == 0 and decoding else "other"))
+    return Manifest(
+        target="ort", kind=kind if decoding or kind != "decoder" else "other", inputs=tuple(inputs), outputs=tuple(outputs),
+        version=ingot.__version__, recipe=recipe, pipeline=",".join(map(str, pipeline)), source=Path(source).name,
+        context=int(module.meta.get("context", 0)), vocab=int(module.meta.get("vocab", 0)), stages=tuple(stages))
+
+
+def output_name(module: Module, index: int) -> str:
+    """The name of a result of the main func at the graph's border: its hint, made unique."""
+    func = module.main
+    if index in func.reuse:
+        return f"{func.reuse[index].hint}_out"
+    name = func.returns[index].hint or f"out{index}"
+    taken = [v.hint for i, v in enumerate(func.returns) if i < index and i not in func.reuse]
+    return f"{name}_{index}" if name in taken or name in {p.hint for p in func.params} else name
+
+
+def reference_logits(model: str | Path) -> Logits:
+    """The logits of a model through the torch executor, float32 without a cache."""
+    from ingot.backends.torch.execute import Executor
+
+    executor = Executor(load(model))
+    names = [p.hint for p in executor.module.main.params]
+
+    def logits(ids: np.ndarray) -> np.ndarray:
+        pos = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        out: np.ndarray = executor.run([{"ids": ids, "pos": pos}[n or ""] for n in names])[0].numpy()
+        return out
+
+    return logits
+
+
+def export(artifact: str | Path, out: str | Path, *, format: str, force: bool = False) -> None:
+    """Copy the graph of an artifact in a format other tools read: `onnx` gives model.onnx with its weights and tokenizer.
+
+    Raises ArtifactError when the artifact is not whole or the output exists.
+    """
+    manifest = Manifest.load(artifact)
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()) and not force:
+        raise ArtifactError("the output exists already", where=str(folder), hint="replace it with --force, or choose another")
+    if format != "onnx":
+        raise IngotError(f"unknown format {format}", hint="formats: onnx")
+    aside = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name in (manifest.graph, manifest.weights, *COMPANIONS):
+            if (Path(artifact) / name).is_file():
+                shutil.copyfile(Path(artifact) / name, aside / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise ArtifactError(f"cannot write: {error.strerror}", where=str(folder), hint="choose another output") from error

@@ -1,0 +1,100 @@
+"""Using an artifact from Python: generate, stream, evaluate, bench. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ingot.errors import GenerateError
+from ingot.runtime.bench import BenchResult
+from ingot.runtime.bench import bench as _bench
+from ingot.runtime.evaluate import Comparison, Logits, Perplexity, compare, load_chunks, perplexity
+from ingot.runtime.generate import Generation, GenerateOptions, Prompt
+from ingot.runtime.generate import stream as _stream
+from ingot.runtime.manifest import MANIFEST
+from ingot.runtime.session import Session
+from ingot.runtime.tokenizer import Tokenizer, read_json
+
+
+def stream(artifact: Path | str, prompts: Sequence[Prompt], *, threads: int | None = None, **options: Any) -> Generation:
+    """A Generation over `prompts`: iterate for the pieces of text as they come.
+
+    options: fields of GenerateOptions and SamplingOptions (max_new_tokens, temperature, top_k, seed, stop, ...); what
+    is not given comes from the model's generation_config.json.
+    """
+    session = Session.open(artifact, threads=threads)
+    texts = any(not (isinstance(p, list | tuple) and p and isinstance(p[0], int)) for p in prompts)
+    tokenizer = Tokenizer.open(artifact) if texts or (Path(artifact) / "tokenizer.json").exists() else None
+    return _stream(session, tokenizer, prompts, GenerateOptions.for_artifact(artifact, **options))
+
+
+def has_chat_template(artifact: Path | str) -> bool:
+    """Whether the artifact's tokenizer comes with a chat template."""
+    config = read_json(Path(artifact) / "tokenizer_config.json")
+    return (Path(artifact) / "chat_template.jinja").exists() or bool(config.get("chat_template"))
+
+
+def generate(artifact: Path | str, prompt: Prompt | Sequence[Prompt], **options: Any) -> str | list[str]:
+    """The continuation of one prompt, or of each of a list of texts. Options as in `stream`."""
+    single = isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int | dict))
+    prompts: Sequence[Any] = [prompt] if single else prompt
+    generation = stream(artifact, prompts, **options)
+    for _ in generation:
+        pass
+    texts = [result.text for result in generation.results]
+    return texts[0] if single else texts
+
+
+def evaluate(artifact: Path | str, text: Path | str, *, against: Path | str | None = None, context: int = 1024, batch: int = 1,
+             chunks: int | None = None, threads: int | None = None,
+             progress: Callable[[int, int, str], None] | None = None) -> dict[str, Perplexity | Comparison]:
+    """Perplexity per domain of a text file or an .npz of token chunks; with `against` (an artifact or a model), also
+    KL divergence and top-1 agreement. chunks: use only so many of each domain. The last entry, `all`, is over everything."""
+    import numpy as np
+
+    session = Session.open(artifact, threads=threads)
+    tokenizer = Tokenizer.open(artifact) if not str(text).endswith(".npz") else None
+    domains = {name: ids[:chunks] for name, ids in load_chunks(text, tokenizer=tokenizer, context=context).items()}
+    reference = _logits_of(against, threads=threads) if against is not None else None
+    total, done = sum(map(len, domains.values())), 0
+    out: dict[str, Perplexity | Comparison] = {}
+    if len(domains) > 1 and len({ids.shape[1] for ids in domains.values()}) == 1:
+        groups = {**domains, "all": np.concatenate(list(domains.values()))}
+    else:
+        groups = {"all": next(iter(domains.values()))} if len(domains) == 1 else domains
+    parts: list[Perplexity | Comparison] = []
+    for name, ids in groups.items():
+        if name == "all" and parts:
+            out[name] = type(parts[0]).joined(parts)  # type: ignore[arg-type]
+            continue
+
+        def step(n: int, name: str = name, start: int = done) -> None:
+            if progress is not None:
+                progress(start + n, total, name)
+
+        out[name] = (perplexity(session.logits, ids, batch=batch, progress=step) if reference is None
+                     else compare(session.logits, reference, ids, batch=batch, progress=step))
+        parts.append(out[name])
+        done += len(ids)
+    return out
+
+
+def _logits_of(model: Path | str, *, threads: int | None) -> Logits:
+    """The logits of another artifact, or of a model through the torch executor."""
+    if (Path(model) / MANIFEST).exists():
+        return Session.open(model, threads=threads).logits
+    from ingot.compiler import reference_logits
+
+    return reference_logits(model)
+
+
+def bench(artifact: Path | str, *, threads: int | None = None, **options: Any) -> BenchResult:
+    """Prefill and decode speed; options as in `ingot.runtime.bench.bench`."""
+    session = Session.open(artifact, threads=threads)
+    if session.manifest.kind != "decoder":
+        raise GenerateError(f"this artifact is of kind {session.manifest.kind}; only decoders are benchmarked")
+    return _bench(session, **options)
+
+
+__all__ = ["Generation", "Iterator", "bench", "evaluate", "generate", "stream"]
