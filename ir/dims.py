@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Union
 
 from ingot.errors import IRError
 
@@ -36,7 +35,7 @@ class Div:
         return f"{_atomic(self.num)} {self.op} {_atomic(self.den)}"
 
 
-Atom = Union[Sym, Div]
+Atom = Sym | Div
 Monomial = tuple[Atom, ...]
 
 
@@ -92,8 +91,14 @@ class Expr:
     def __mod__(self, other: Dim) -> Dim:
         return mod(self, other)
 
+    def __rfloordiv__(self, other: int) -> Dim:
+        return floordiv(other, self)
 
-Dim = Union[int, Expr]
+    def __rmod__(self, other: int) -> Dim:
+        return mod(other, self)
+
+
+Dim = int | Expr
 
 
 def sym(name: str) -> Expr:
@@ -110,7 +115,9 @@ def product(dims: tuple[Dim, ...] | list[Dim]) -> Dim:
 
 
 def floordiv(num: Dim, den: Dim) -> Dim:
-    """`num // den`, divided term by term where that is exact."""
+    """`num // den`, divided term by term where that is exact. Raises IRError when `den` is zero."""
+    if den == 0:
+        raise IRError(f"dimension {num} is divided by zero")
     if isinstance(num, int) and isinstance(den, int):
         return num // den
     exact = divide(num, den)
@@ -124,7 +131,9 @@ def floordiv(num: Dim, den: Dim) -> Dim:
 
 
 def mod(num: Dim, den: Dim) -> Dim:
-    """`num % den`, zero where the division is exact."""
+    """`num % den`, zero where the division is exact. Raises IRError when `den` is zero."""
+    if den == 0:
+        raise IRError(f"dimension {num} is divided by zero")
     if isinstance(num, int) and isinstance(den, int):
         return num % den
     if divide(num, den) is not None:

@@ -38,12 +38,18 @@ class Format:
         """Nearest codes (u8) of grouped w [..., groups, group] under scale and zero [..., groups, 1]."""
         with np.errstate(divide="ignore", invalid="ignore"):
             codes = np.rint(w / np.where(scale == 0, 1, scale)) + (self.middle if zero is None else zero)
-        return np.clip(codes, 0, self.levels - 1).astype(np.uint8)
+        clipped: np.ndarray = np.clip(codes, 0, self.levels - 1).astype(np.uint8)
+        return clipped
 
     def decode(self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | None) -> np.ndarray:
         """Values of codes [..., groups, group] in the float type of `scale`."""
         offset = self.middle if zero is None else zero.astype(scale.dtype)
-        return (codes.astype(scale.dtype) - offset) * scale
+        values: np.ndarray = (codes.astype(scale.dtype) - offset) * scale
+        return values
+
+    def table(self) -> np.ndarray:
+        """What every code decodes to under scale 1 and no zero point, f64[levels]."""
+        return self.decode(np.arange(self.levels, dtype=np.uint8), np.ones(1), None)
 
 
 FORMATS: dict[str, Format] = {f.name: f for f in (

@@ -19,6 +19,7 @@ from ingot.ir.types import TensorType
 from ingot.ir.value import Const, Value
 
 Precision = Literal["declared", "f64"]
+_F32 = np.dtype(np.float32)
 
 
 def solve_dims(types: Sequence[TensorType], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
@@ -26,8 +27,13 @@ def solve_dims(types: Sequence[TensorType], shapes: Sequence[tuple[int, ...]]) -
 
     Raises IRError when a shape does not fit its type.
     """
+    if len(types) != len(shapes):
+        raise IRError(f"{len(shapes)} inputs for {len(types)} parameters")
+    for type_, shape in zip(types, shapes):
+        if type_.rank != len(shape):
+            raise IRError(f"an input has shape {list(shape)} where {type_} is declared")
     env: dict[str, int] = {}
-    pairs = [(t, d, n) for t, s in zip(types, shapes, strict=True) for d, n in zip(t.dims, s, strict=True)]
+    pairs = [(t, d, n) for t, s in zip(types, shapes) for d, n in zip(t.dims, s)]
     for type_, dim, size in pairs:
         if isinstance(dim, Expr) and len(dim.terms) == 1 and dim.terms[0][1] == 1 and len(dim.terms[0][0]) == 1:
             atom = dim.terms[0][0][0]
@@ -59,13 +65,15 @@ def run(module: Module, inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray],
     for value, array in zip(func.params, arrays):
         live[value] = _settle(array, value.type, precision)
     consts: dict[Value, np.ndarray] = {}
+    floats = np.dtype(np.float64 if precision == "f64" else np.float32)
 
     def load(value: Value) -> np.ndarray:
         if isinstance(value, Const):
             if value not in consts:
-                consts[value] = _settle(value.weight.materialize(), value.type, precision)
-            return _widen(consts[value])
-        return _widen(live[value])
+                array = value.weight.wide() if precision == "f64" else value.weight.materialize()
+                consts[value] = _settle(array, value.type, precision)
+            return widen(consts[value], floats)
+        return widen(live[value], floats)
 
     for op in func.ops:
         for value, array in zip(op.results, evaluate_op(op, op.map_operands(load), env, precision)):
@@ -95,8 +103,10 @@ def evaluate_op(op: Op, inputs: Sequence[object], env: Mapping[str, int], precis
     except Exception as error:
         raise op.fail(f"the reference failed: {type(error).__name__}: {error}") from error
     outs = list(out) if isinstance(out, tuple | list) else [out]
+    if len(outs) != len(op.results):
+        raise op.fail(f"the reference gave {len(outs)} results, declared are {len(op.results)}")
     settled: list[np.ndarray] = []
-    for value, array in zip(op.results, outs, strict=True):
+    for value, array in zip(op.results, outs):
         array = np.asarray(array)
         expected = tuple(evaluate(d, env) for d in value.type.dims)
         if array.shape != expected:
@@ -115,9 +125,9 @@ def _settle(array: np.ndarray, type: TensorType, precision: Precision) -> np.nda
         return array.astype(dtype)
 
 
-def _widen(array: np.ndarray) -> np.ndarray:
-    """Narrow floats as float32, sub-byte integers as int32; the rest as it is."""
+def widen(array: np.ndarray, floats: np.dtype = _F32) -> np.ndarray:
+    """Narrow floats as `floats`, sub-byte integers as int32; the rest as it is."""
     if array.dtype in (np.float32, np.float64) or array.dtype.kind in "biu":
         return array
     name = array.dtype.name
-    return array.astype(np.int32 if name.startswith(("int", "uint")) else np.float32)
+    return array.astype(np.int32 if name.startswith(("int", "uint")) else floats)

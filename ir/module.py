@@ -1,11 +1,12 @@
 """Modules and funcs, and the few methods through which a graph may change.
 
-Everything that changes a graph (`insert`, `erase`, `replace`, `set_operand`, `set_returns`, `add_param`,
-`remove_param`, `add_const`, `remove_const`, `set_dim`) moves `module.epoch`, so "did anything change" is computed, never reported.
+Everything that changes a graph (`insert`, `erase`, `replace`, `set_operand`, `set_returns`, `add_param`, `remove_param`,
+`add_const`, `remove_const`, `set_dim`) moves `module.epoch`, so "did anything change" is computed, never reported.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 from ingot.errors import IRError
@@ -13,6 +14,11 @@ from ingot.ir.op import Op, Return
 from ingot.ir.types import TensorType
 from ingot.ir.value import Const, Value
 from ingot.ir.weights import Weight
+
+
+def printable(name: str) -> str:
+    """`name` with letters, digits, `_`, `.` and `-` kept: what can stand behind `@` in the text."""
+    return re.sub(r"[^\w.\-]", "_", name, flags=re.ASCII) or "_"
 
 
 class Module:
@@ -48,7 +54,8 @@ class Module:
         return func
 
     def add_const(self, name: str, weight: Weight) -> Const:
-        """A new weight; a number is appended to `name` when it is taken."""
+        """A new weight; a number is appended to `name` when it is taken, characters that cannot be printed become `_`."""
+        name = printable(name)
         unique, n = name, 1
         while unique in self.consts:
             unique, n = f"{name}.{n}", n + 1
@@ -111,12 +118,16 @@ class Func:
         if value.n_uses:
             raise IRError(f"parameter %{value.hint} is still used by {_users(value)}")
         self.params.remove(value)
+        self.reuse = {index: param for index, param in self.reuse.items() if param is not value}
         self.module.epoch += 1
 
     def insert(self, op: Op, *, before: Op | None = None, after: Op | None = None) -> Op:
-        """Take a detached op in: before or after another one, else at the end."""
+        """Take a detached op in: before or after another one, else at the end. Raises IRError when there is no such place."""
         if op.func is not None:
             raise IRError(f"{op} is already in a func")
+        for place in (before, after):
+            if place is not None and place.func is not self:
+                raise IRError(f"{place} is not in func @{self.name}")
         if before is not None and before is not self._return:
             self.ops.insert(self.ops.index(before), op)
         elif after is not None:
@@ -131,6 +142,8 @@ class Func:
 
     def erase(self, op: Op) -> None:
         """Remove an op. Raises IRError, naming the users, while a result is used."""
+        if op.func is not self:
+            raise IRError(f"{op} is not in func @{self.name}", where=op.loc)
         for value in op.results:
             if value.n_uses:
                 raise IRError(f"cannot erase {op}: still used by {_users(value)}", where=op.loc)
@@ -141,25 +154,35 @@ class Func:
         self.module.epoch += 1
 
     def replace(self, old: Value, new: Value) -> None:
-        """Let every user of `old` use `new`. Raises IRError when the types differ."""
-        if old is new:
-            return
+        """Let every user of `old` in this func use `new`, except the op that makes `new`.
+
+        Raises IRError when the types differ.
+        """
         if old.type != new.type:
             raise IRError(f"cannot replace {old!r} by {new!r}: other type", where=old.op.loc if old.op else None)
-        for user in old.users:
+        users = [op for op in old.users if op.func is self and op is not new.op]
+        if old is new or not users:
+            return
+        for user in users:
             self._rewire(user, lambda v: new if v is old else v)
         if new.op is not None and old.hint and (new.hint is None or new.hint == new.op.name.split(".")[-1]):
             new.hint = old.hint
         self.module.epoch += 1
 
-    def set_operand(self, op: Op, field: str, value: Value | None) -> None:
-        """Change one operand of an op; result types must stay as they are (call `retype` after a change of shapes)."""
-        old = op.__dict__[field]
-        if old is value:
+    def set_operand(self, op: Op, field: str, value: Value | tuple[Value, ...] | None) -> None:
+        """Change one operand of an op; result types must stay as they are (call `retype` after a change of shapes).
+
+        Raises IRError when the op is elsewhere or has no such operand.
+        """
+        found = next((f for f in op.fields if f.name == field and f.kind != "attr"), None)
+        if found is None or op.func is not self:
+            raise IRError(f"{op} in func @{self.name} has no operand {field}", where=op.loc)
+        new = op._settle(found, value)
+        if op.__dict__[field] is new:
             return
         for v in op.operands:
             v._unuse(op)
-        op.__dict__[field] = value
+        op.__dict__[field] = new
         for v in op.operands:
             v._use(op)
         self.module.epoch += 1

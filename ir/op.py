@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
+import numpy as np
 
 from ingot.errors import IRError
 from ingot.ir.dims import Expr, evaluate
@@ -37,8 +38,8 @@ OPS: dict[str, type[Op]] = {}
 _REQUIRED = inspect.Parameter.empty
 
 
-def attr() -> Any:
-    """Marks a required attribute that follows optional operands; it is given by keyword."""
+def attr(*, kw_only: bool = True) -> Any:
+    """Marks a required attribute that follows optional operands; it is given by keyword (type checkers read `kw_only`)."""
     return _REQUIRED
 
 
@@ -70,7 +71,7 @@ class Op:
         own = inspect.get_annotations(cls, eval_str=True)
         fields = {f.name: f for f in cls.fields}
         for name, hint in own.items():
-            if typing.get_origin(hint) is ClassVar:
+            if typing.get_origin(hint) is ClassVar:  # type: ignore[comparison-overlap]
                 continue
             default = cls.__dict__.get(name, _REQUIRED)
             fields[name] = OpField(name, _kind(hint), hint, default)
@@ -88,15 +89,27 @@ class Op:
             value = given.pop(field.name, field.default)
             if value is _REQUIRED:
                 raise IRError(f"{self.name} needs {field.name}")
-            if field.kind == "variadic" or isinstance(value, list):
-                value = tuple(value)
-            self.__dict__[field.name] = value
+            self.__dict__[field.name] = self._settle(field, value)
         if given:
             raise IRError(f"{self.name} has no {', '.join(sorted(given))}")
         self.__dict__["func"] = None
         self.__dict__["loc"] = None
         inferred = self._infer()
         self.__dict__["results"] = tuple(Value(t, op=self, hint=self.name.split(".")[-1]) for t in inferred)
+
+    def _settle(self, field: OpField, value: Any) -> Any:
+        """A field's value in its one form (tuples, floats where floats are declared), so that equal ops print equally."""
+        if field.kind == "attr":
+            value = _plain(value, field.type)
+            if not _fits(value, field.type):
+                raise IRError(f"{self.name}.{field.name} cannot be {value!r}")
+            return value
+        if field.kind == "variadic":
+            value = tuple(value)
+        if not all(isinstance(v, Value) for v in (value if isinstance(value, tuple) else (value,))) and not (
+                field.kind == "optional" and value is None):
+            raise IRError(f"{self.name}.{field.name} must be a value, not {value!r}")
+        return value
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in ("func", "loc", "results"):
@@ -110,7 +123,7 @@ class Op:
         """Result types from operand types and attributes. Raises IRError when the operands do not fit."""
         raise NotImplementedError(f"{self.name}.infer")
 
-    def reference(self, *inputs: Any) -> Any:
+    def reference(self, *inputs: Any, **_: Any) -> Any:
         """The op's definition on numpy arrays: one argument per operand field (None when absent, a tuple when variadic).
 
         Floating inputs arrive as float32 or float64, never narrower; results are rounded to the declared type by
@@ -192,6 +205,11 @@ class Op:
         types = self.infer()
         return types if isinstance(types, tuple) else (types,)
 
+    def need_floats(self, *values: Value | None) -> None:
+        """Raises IRError when one of the given operands is not a float tensor."""
+        if not all(v is None or v.type.dtype.is_float for v in values):
+            raise self.fail("takes floats; cast first")
+
     def fail(self, message: str) -> IRError:
         """An IRError about this op, naming its operand types and source line."""
         shown = ", ".join(f"{name}: {_types(value)}" for name, value in self.operand_fields if value is not None)
@@ -208,6 +226,29 @@ def _kind(hint: Any) -> str:
     if isinstance(hint, types.UnionType) and Value in args:
         return "optional"
     return "variadic" if args and args[0] is Value else "attr"
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """Numpy scalars as Python numbers, lists as tuples, integers as floats where only floats are declared."""
+    if isinstance(value, list | tuple):
+        inner = (*typing.get_args(hint), hint)[0]
+        return tuple(_plain(v, inner) for v in value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int):
+        wanted = typing.get_args(hint) or (hint,)
+        return value if bool in wanted else int(value) if int in wanted else float(value) if float in wanted else value
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an attribute's declared type."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
+    if args:
+        return any(_fits(value, a) for a in args)
+    return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
 
 
 def _bound(value: Any, env: Mapping[str, int]) -> Any:

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ingot.errors import IngotError
 from ingot.ir.op import Op
 from ingot.ir.ops.creation import Full, Scalar
@@ -84,7 +82,7 @@ class C(Pattern):
 
 @dataclass(frozen=True)
 class S(Pattern):
-    """A scalar constant, bound as a float; with `equals`, one of that value (relative 1e-4)."""
+    """A scalar constant, bound as a float; with `equals`, one of that value (relative 1e-8)."""
 
     name: str = ""
     equals: float | None = None
@@ -93,7 +91,7 @@ class S(Pattern):
         number = scalar_of(value)
         if number is None:
             trace.stop(len(ops_of(bound)), f"{self.name or self.equals} is not a scalar constant", value)
-        elif self.equals is not None and abs(number - self.equals) > 1e-4 * max(abs(self.equals), 1e-30):
+        elif self.equals is not None and abs(number - self.equals) > 1e-8 * max(abs(self.equals), 1e-30):
             trace.stop(len(ops_of(bound)), f"constant {number}, expected {self.equals}", value)
         elif self.name and bound.get(self.name, number) != number:
             trace.stop(len(ops_of(bound)), f"{self.name} is two different numbers", value)
@@ -102,10 +100,13 @@ class S(Pattern):
 
 
 class P(Pattern):
-    """An op of class `cls` whose operands fit; further attributes must equal `attrs`. `bind` names the op itself."""
+    """An op of class `cls` (or of one of several) whose operands fit; without `operands`, whatever they are.
 
-    def __init__(self, cls: type[Op], *operands: Pattern, bind: str = "", **attrs: Any) -> None:
-        self.cls = cls
+    Attributes must equal `attrs`, or satisfy them where they are callable. `bind` names the op itself.
+    """
+
+    def __init__(self, cls: type[Op] | tuple[type[Op], ...], *operands: Pattern, bind: str = "", **attrs: Any) -> None:
+        self.cls = cls if isinstance(cls, tuple) else (cls,)
         self.operands = operands
         self.bind = bind
         self.attrs = attrs
@@ -115,7 +116,8 @@ class P(Pattern):
         depth = len(ops_of(bound))
         if not isinstance(op, self.cls):
             got = f"op {op.name}" if op is not None else "a weight" if isinstance(value, Const) else "a parameter"
-            trace.stop(depth, f"expected {self.cls.name or self.cls.__name__}, found {got}", value)
+            wanted = " or ".join(c.name or c.__name__ for c in self.cls)
+            trace.stop(depth, f"expected {wanted}, found {got}", value)
             return
         for name, wanted in self.attrs.items():
             have = getattr(op, name)
@@ -125,6 +127,9 @@ class P(Pattern):
         found = {**bound, "": (*ops_of(bound), op)}
         if self.bind:
             found[self.bind] = op
+        if not self.operands:
+            yield found
+            return
         operands = op.operands
         if len(operands) != len(self.operands):
             trace.stop(depth, f"{op.name} has {len(operands)} operands, expected {len(self.operands)}", value)
@@ -178,14 +183,17 @@ def ops_of(bound: Bindings) -> tuple[Op, ...]:
 
 
 def scalar_of(value: Value) -> float | None:
-    """The number a value is, when it is known to be one: a scalar op, a uniform `full`, or a one-element weight."""
+    """The number a value is, when it is known to be one: a scalar op, a uniform `full`, or a weight of rank 0 in memory."""
     op = value.op
-    while isinstance(op, Cast):
-        value, op = op.x, op.x.op
+    if isinstance(op, Cast):
+        number = scalar_of(op.x)
+        if number is None or op.dtype.is_float:
+            return number
+        return float(int(number)) if op.dtype.is_integer else float(number != 0)
     if isinstance(op, Scalar | Full):
         return float(op.value)
-    if isinstance(value, Const) and isinstance(value.weight, ArrayWeight) and value.weight.array.size == 1:
-        return float(np.asarray(value.weight.array, np.float64).reshape(()))
+    if isinstance(value, Const) and isinstance(value.weight, ArrayWeight) and not value.type.rank:
+        return float(value.weight.array)
     return None
 
 

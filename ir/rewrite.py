@@ -10,7 +10,7 @@ from typing import ClassVar
 from ingot.errors import IRError
 from ingot.ir.module import Builder, Func, Module
 from ingot.ir.op import Op
-from ingot.ir.pattern import Match, NoMatch, P, Pattern, match
+from ingot.ir.pattern import Either, Match, NoMatch, P, Pattern, match
 from ingot.ir.value import Value
 
 
@@ -23,7 +23,7 @@ class Rule(ABC):
     def name(self) -> str:
         return type(self).__name__
 
-    def check(self, m: Match) -> None:
+    def check(self, m: Match) -> None:  # noqa: B027  (most rules have nothing to add to their pattern)
         """Raises NoMatch(reason, value) when the rule must not apply here. May add to `m.extra`."""
 
     @abstractmethod
@@ -86,4 +86,6 @@ def _sweep(func: Func, rules: Sequence[Rule], misses: list[Miss] | None) -> int:
 
 
 def _may_start(pattern: Pattern, cls: type[Op]) -> bool:
+    if isinstance(pattern, Either):
+        return any(_may_start(option, cls) for option in pattern.options)
     return not isinstance(pattern, P) or issubclass(cls, pattern.cls)

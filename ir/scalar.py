@@ -43,7 +43,7 @@ class Primitives(Protocol):
 
 
 def _numpy_erf(x: np.ndarray) -> np.ndarray:
-    return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), x.dtype)
 
 
 class NumpyPrimitives:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,9 +22,10 @@ class DType:
     kind: str
 
     @cached_property
-    def numpy(self) -> np.dtype:
+    def numpy(self) -> np.dtype[Any]:
         """The numpy dtype of a materialised array (3-bit codes live in one byte each)."""
-        return np.dtype(_NUMPY[self.name])
+        dtype: np.dtype[Any] = np.dtype(_NUMPY[self.name])
+        return dtype
 
     @property
     def is_float(self) -> bool:
@@ -39,7 +41,7 @@ class DType:
     __repr__ = __str__
 
 
-_NUMPY: dict[str, object] = {
+_NUMPY: dict[str, Any] = {
     "f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16,
     "f8e4m3": ml_dtypes.float8_e4m3fn, "f8e5m2": ml_dtypes.float8_e5m2, "f8e8m0": ml_dtypes.float8_e8m0fnu,
     "f4e2m1": ml_dtypes.float4_e2m1fn,
@@ -111,7 +113,7 @@ _FLOAT_ORDER = {"f8e8m0": 0, "f4e2m1": 0, "f8e4m3": 0, "f8e5m2": 0, "f16": 1, "b
 
 def promote(a: TensorType, b: TensorType) -> DType:
     """Result element type of arithmetic on two operands, as in torch: a float beats an integer, an operand with
-    axes beats a rank-0 one of the same kind, then the wider one; f16 with bf16 gives f32."""
+    axes beats a rank-0 one of the same kind, then the wider one; f16 with bf16 gives f32, u8 with i8 gives i16."""
     x, y = a.dtype, b.dtype
     if x == y:
         return x
@@ -120,11 +122,14 @@ def promote(a: TensorType, b: TensorType) -> DType:
         return x if rank[x.kind] > rank[y.kind] else y
     if (a.rank == 0) != (b.rank == 0):
         return y if a.rank == 0 else x
+    if x.kind != y.kind:
+        signed, unsigned = (x, y) if x.kind == "int" else (y, x)
+        return next((t for t in (signed, i8, i16, i32) if t.bits > unsigned.bits), i64)
     if x.is_float:
         if _FLOAT_ORDER[x.name] == _FLOAT_ORDER[y.name]:
             return f32
         return max(x, y, key=lambda t: _FLOAT_ORDER[t.name])
-    return max(x, y, key=lambda t: (t.bits, t.kind == "int"))
+    return max(x, y, key=lambda t: t.bits)
 
 
 def broadcast(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Value:
     """A tensor in the graph: the result of an op, or (with `op is None`) a parameter of a func."""
 
-    __slots__ = ("type", "op", "hint", "_users", "__weakref__")
+    __slots__ = ("__weakref__", "_users", "hint", "op", "type")
 
     def __init__(self, type: TensorType, *, op: Op | None = None, hint: str | None = None) -> None:
         self.type = type

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,10 @@ class Weight(ABC):
     def materialize(self) -> np.ndarray:
         """The array: shape as in `type`, numpy dtype `type.dtype.numpy`. Callers must not write to it."""
 
+    def wide(self) -> np.ndarray:
+        """The array with floats of more than 8 bits as float64, the precision exact passes are judged in."""
+        return _float64(self.materialize(), self.type)
+
     @property
     @abstractmethod
     def origin(self) -> str:
@@ -42,7 +47,7 @@ class Weight(ABC):
         return math.prod(rows) * ((last * self.type.dtype.bits + 7) // 8)
 
 
-def call(name: str, **fields: object) -> str:
+def call(name: str, /, **fields: object) -> str:
     """`name(key="value", n=1)` as origins are printed."""
     return f"{name}({', '.join(f'{k}={json.dumps(v)}' for k, v in fields.items() if v is not None)})"
 
@@ -56,8 +61,13 @@ class FileWeight(Weight):
     type: TensorType
 
     def materialize(self) -> np.ndarray:
-        start, stop = header(self.path)[self.key].span
-        data = _mapped(self.path)[start:stop]
+        entry = header(self.path).get(self.key)
+        if entry is None or entry.type != self.type:
+            found = "is not in this file" if entry is None else f"has type {entry.type} in this file, not {self.type}"
+            raise CheckpointError(f"tensor {self.key} {found}", where=str(self.path),
+                                  hint="the checkpoint was changed after it was imported")
+        start, stop = entry.span
+        data = _mapped(self.path, _stamp(self.path))[start:stop]
         return data.view(self.type.dtype.numpy).reshape(self.type.shape)
 
     @property
@@ -73,60 +83,95 @@ class Entry:
     span: tuple[int, int]
 
 
-@lru_cache(maxsize=256)
 def header(path: Path) -> Mapping[str, Entry]:
     """The tensors of a safetensors file, from its header alone.
 
     Raises CheckpointError for a truncated file, a broken header, or an element type ingot does not know.
     """
+    return _header(path, _stamp(path))
+
+
+@lru_cache(maxsize=256)
+def _header(path: Path, stamp: Stamp) -> Mapping[str, Entry]:
+    size = stamp[0]
     try:
-        size = path.stat().st_size
         with path.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or length > size - 8:
                 raise CheckpointError(f"the file ends inside its header ({size} bytes)", where=str(path),
                                       hint="download it again; nothing was written")
             table = json.loads(f.read(length))
-    except FileNotFoundError:
-        raise CheckpointError("no such file", where=str(path), hint="the checkpoint is incomplete: fetch this file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, RecursionError):
         raise CheckpointError("this is not a safetensors file (unreadable header)", where=str(path)) from None
-    entries: dict[str, Entry] = {}
+    if not isinstance(table, dict):
+        raise CheckpointError("this is not a safetensors file (malformed header)", where=str(path))
+    return {key: _entry(path, key, item, 8 + length, size) for key, item in table.items() if key != "__metadata__"}
+
+
+def _entry(path: Path, key: str, item: Any, begin: int, size: int) -> Entry:
+    """One entry of a header whose data starts at byte `begin` of a file of `size` bytes."""
     try:
-        for key, item in table.items():
-            if key == "__metadata__":
-                continue
-            if item["dtype"] not in SAFETENSORS_DTYPES:
-                raise CheckpointError(f"tensor {key} has element type {item['dtype']}, which is not supported", where=str(path))
-            start, stop = (8 + length + int(o) for o in item["data_offsets"])
-            type_ = TensorType(SAFETENSORS_DTYPES[item["dtype"]], tuple(int(d) for d in item["shape"]))
-            if stop > size:
-                raise CheckpointError(f"truncated: {key} ends at byte {stop:,} but the file has {size:,}", where=str(path),
-                                      hint="download it again; nothing was written")
-            if stop - start != math.prod(item["shape"]) * type_.dtype.bits // 8 or start < 8 + length:
-                raise CheckpointError(f"the header gives {key} {stop - start} bytes, its shape needs another number",
-                                      where=str(path))
-            entries[key] = Entry(type_, (start, stop))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CheckpointError("this is not a safetensors file (malformed header)", where=str(path)) from None
-    return entries
+        name, shape, (first, last) = str(item["dtype"]), tuple(item["shape"]), item["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"this is not a safetensors file (malformed entry {key})", where=str(path)) from None
+    if name not in SAFETENSORS_DTYPES:
+        raise CheckpointError(f"tensor {key} has element type {name}, which is not supported", where=str(path))
+    type_ = TensorType(SAFETENSORS_DTYPES[name], shape)
+    start, stop = begin + first, begin + last
+    if stop > size:
+        raise CheckpointError(f"truncated: {key} ends at byte {stop:,} but the file has {size:,}", where=str(path),
+                              hint="download it again; nothing was written")
+    if stop - start != math.prod(shape) * type_.dtype.bits // 8:
+        raise CheckpointError(f"the header gives {key} {stop - start} bytes, its shape needs another number", where=str(path))
+    return Entry(type_, (start, stop))
+
+
+Stamp = tuple[int, int, int]
+"""Size, modification time (ns) and inode: a file written anew is read anew."""
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError("no such file", where=str(path), hint="the checkpoint is incomplete: fetch this file")
+    return CheckpointError(f"cannot be read: {error.strerror or error}", where=str(path))
 
 
 @lru_cache(maxsize=256)
-def _mapped(path: Path) -> np.ndarray:
-    return np.memmap(path, dtype=np.uint8, mode="r")
+def _mapped(path: Path, stamp: Stamp) -> np.ndarray:
+    try:
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayWeight(Weight):
-    """A tensor held in memory: small constants, buffers of a traced module."""
+    """A tensor held in memory: small constants, buffers of a traced module.
+
+    dtype: the element type, where several are held as one numpy dtype (u3 codes lie in uint8 arrays).
+    """
 
     array: np.ndarray
     source: str | None = None
+    dtype: DType | None = None
 
     @cached_property
     def type(self) -> TensorType:  # type: ignore[override]
-        return TensorType(dtype_of(self.array.dtype), tuple(self.array.shape))
+        if self.dtype is not None and self.dtype.numpy != self.array.dtype:
+            raise IRError(f"{self.dtype} is held as {self.dtype.numpy}, the array is {self.array.dtype}")
+        return TensorType(self.dtype or dtype_of(self.array.dtype), tuple(self.array.shape))
 
     def materialize(self) -> np.ndarray:
         return self.array
@@ -144,29 +189,44 @@ class ArrayWeight(Weight):
 class DerivedWeight(Weight):
     """`fn` of other weights' arrays, computed when asked for.
 
-    fn: pure; takes the inputs' arrays in order. origin text names the pass and the key it was made from.
+    fn: pure; takes the inputs' arrays in order. source names the pass and the key it was made from.
+    exact: fn is plain arithmetic that gives float64 for float64, so that `wide` rounds nowhere; otherwise fn makes the
+    declared element type itself.
     """
 
     type: TensorType
     fn: Callable[..., np.ndarray]
     inputs: tuple[Weight, ...]
     source: str
+    exact: bool = False
 
     def materialize(self) -> np.ndarray:
         array = np.asarray(self.fn(*(w.materialize() for w in self.inputs)))
+        if self.exact:
+            array = array.astype(self.type.dtype.numpy, copy=False)
         expected = tuple(self.type.dims)
         if array.shape != expected or array.dtype != self.type.dtype.numpy:
             raise IRError(f"{self.source} made {array.dtype}{list(array.shape)}, declared {self.type}")
         return array
+
+    def wide(self) -> np.ndarray:
+        if not self.exact:
+            return super().wide()
+        return _float64(np.asarray(self.fn(*(w.wide() for w in self.inputs))), self.type)
 
     @property
     def origin(self) -> str:
         return self.source
 
 
-def derived(name: str, fn: Callable[..., np.ndarray], *inputs: Weight, type: TensorType, key: str) -> DerivedWeight:
+def _float64(array: np.ndarray, type: TensorType) -> np.ndarray:
+    return array.astype(np.float64, copy=False) if type.dtype.is_float and type.dtype.bits > 8 else array
+
+
+def derived(name: str, fn: Callable[..., np.ndarray], *inputs: Weight, type: TensorType, key: str,
+            exact: bool = False) -> DerivedWeight:
     """A DerivedWeight whose origin prints as `computed(pass=name, key=key)`."""
-    return DerivedWeight(type, fn, inputs, call("computed", **{"pass": name, "key": key}))
+    return DerivedWeight(type, fn, inputs, call("computed", **{"pass": name, "key": key}), exact)
 
 
 class _Together:

@@ -75,7 +75,7 @@ class Manifest:
     prefill_graph: str | None = None
     """A second graph with the same ports, faster on many tokens."""
     prefill_from: int = 0
-    """Fewest new tokens for which the prefill graph is used."""
+    """Fewest new tokens, in all sequences together, for which the prefill graph is used."""
     prefill_weights: tuple[Mapping[str, Any], ...] = ()
     """Weights of the prefill graph that are made when it is loaded; see `ingot.runtime.prefill`."""
     receipts: str = "receipts.json"

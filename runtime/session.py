@@ -125,7 +125,7 @@ class Session:
         """
         self._require_rows(1)
         if self._reserve(int(self._lengths.max()) + 1) or self._step is None:
-            self._step = _Call(self._graph, self, batch=self.batch, tokens=1, wanted=1)
+            self._step = _Call(self._choose(self.batch, None), self, batch=self.batch, tokens=1, wanted=1)
         call = self._step
         call.ids[:, 0] = ids
         call.positions[:, 0] = self._lengths
@@ -190,7 +190,7 @@ class Session:
               total: int | None = None) -> Floats:
         """Feeds ids i64[B, S] to all rows, or i64[1, S] to one, and advances them; logits f32[B, N, V] of their own."""
         batch, tokens = ids.shape
-        graph = self._choose(tokens if total is None else total, prefill)
+        graph = self._choose(batch * tokens if total is None else total, prefill)
         call = _Call(graph, self, batch=batch, tokens=tokens, wanted=take.shape[1], row=row)
         rows = slice(None) if row is None else slice(row, row + 1)
         call.ids[:], call.take[:] = ids, take
@@ -199,10 +199,10 @@ class Session:
         self._lengths[rows] += tokens
         return call.logits
 
-    def _choose(self, tokens: int, prefill: bool | None) -> Graph:
-        """The graph for a request of `tokens` new tokens; loads the prefill graph when it is first wanted."""
+    def _choose(self, rows: int, prefill: bool | None) -> Graph:
+        """The graph for `rows` new tokens in all sequences together; loads the prefill graph when it is first wanted."""
         manifest = self.manifest
-        wanted = tokens >= max(manifest.prefill_from, 2) if prefill is None else prefill
+        wanted = rows >= max(manifest.prefill_from, 2) if prefill is None else prefill
         if manifest.prefill_graph is None or not wanted:
             return self._graph
         if self._prefill_graph is None:

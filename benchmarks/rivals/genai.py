@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as og
-from protocol import DECODE_STEPS, prompt_tokens, serve
+from protocol import DECODE_STEPS, WARM_STEPS, prompt_tokens, serve
 
 
 class Genai:
@@ -37,9 +37,9 @@ class Genai:
 
     def decode(self, batch: int, prompt: int) -> tuple[float, int]:
         """Seconds for DECODE_STEPS greedy steps of `batch` sequences after a prompt."""
-        generator = self._generator(batch, prompt + DECODE_STEPS + 8)
+        generator = self._generator(batch, prompt + WARM_STEPS + DECODE_STEPS + 8)
         generator.append_tokens(np.ascontiguousarray(prompt_tokens(batch, prompt)))
-        for _ in range(2):
+        for _ in range(WARM_STEPS):
             generator.generate_next_token()
         start = time.perf_counter()
         for _ in range(DECODE_STEPS):

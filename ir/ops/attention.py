@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from ingot.ir.axes import AxisMap, parse_axes
 from ingot.ir.op import Op, attr
 from ingot.ir.types import TensorType
 from ingot.ir.value import Value
+
+if TYPE_CHECKING:
+    from ingot.ir.module import Builder
 
 
 class Attention(Op):
@@ -30,7 +33,7 @@ class Attention(Op):
     mask: Value | None = None
     bias: Value | None = None
     sinks: Value | None = None
-    scale: float = attr()
+    scale: float = attr(kw_only=True)
     causal: bool = False
     window: int | None = None
     softcap: float | None = None
@@ -44,18 +47,25 @@ class Attention(Op):
         return h, g
 
     def infer(self) -> TensorType:
+        self.need_floats(self.q, self.k, self.v, self.bias, self.sinks)
         q, k, v = (x.type.dims for x in (self.q, self.k, self.v))
         if not len(q) == len(k) == len(v) == 4:
             raise self.fail("q, k, v must be [batch, heads, sequence, features]")
         h, g = self.heads
-        if q[0] != k[0] or k[:3] != v[:3] or q[3] != k[3] or h % g:
+        if not g or q[0] != k[0] or k[:3] != v[:3] or q[3] != k[3] or h % g:
             raise self.fail("q, k, v do not fit together")
         if self.pos is None and (self.causal or self.window is not None) and q[2] != k[2]:
             raise self.fail("causal attention over another key length needs pos")
-        if self.pos is not None and (self.pos.type.rank != 2 or self.pos.type.dims[1] != q[2]):
-            raise self.fail("pos must be [batch, queries]")
-        if self.mask is not None and self.mask.type.dims[1:] != (k[2],):
+        if self.window is not None and self.window < 1:
+            raise self.fail(f"a window of {self.window}, the least is 1")
+        if self.pos is not None and (self.pos.type.dims not in ((q[0], q[2]), (1, q[2])) or not self.pos.type.dtype.is_integer):
+            raise self.fail("pos must be integers [batch, queries]")
+        if self.mask is not None and self.mask.type.dims not in ((q[0], k[2]), (1, k[2])):
             raise self.fail("mask must be [batch, keys]")
+        if self.bias is not None:
+            full = (q[0], h, q[2], k[2])
+            if self.bias.type.rank > 4 or any(d not in (1, f) for d, f in zip(self.bias.type.dims[::-1], full[::-1])):
+                raise self.fail("bias must broadcast to [batch, heads, queries, keys]")
         if self.sinks is not None and self.sinks.type.dims != (h,):
             raise self.fail("sinks must be [heads]")
         return self.q.type.with_dims(*q[:3], v[3])
@@ -88,6 +98,11 @@ class Attention(Op):
             total = total + np.exp(sinks - top)
         return weights / np.where(total == 0, 1, total) @ v
 
+    def decompose(self, b: Builder) -> Value:
+        from ingot.ir.ops.attention_parts import written_out
+
+        return written_out(self, b)
+
     def axis_map(self) -> AxisMap:
         spec = "q[b h s d], k[b g t d], v[b g t e], pos[b s], mask[b t], bias[b h s t], sinks[h] -> [b h s e]"
         if self.bias is not None:
@@ -114,11 +129,15 @@ class CacheWrite(Op):
         c, n, p = self.cache.type.dims, self.new.type.dims, self.pos.type.dims
         if len(c) != 4 or len(n) != 4 or c[:2] != n[:2] or c[3] != n[3] or p != (n[0], n[2]):
             raise self.fail("cache [b, g, t, d], new [b, g, s, d] and pos [b, s] do not fit together")
+        if not self.pos.type.dtype.is_integer:
+            raise self.fail("pos must be integers")
         if self.cache.type.dtype != self.new.type.dtype:
             raise self.fail("cache and new differ in element type")
         return self.cache.type
 
     def reference(self, cache: Any, new: Any, pos: Any) -> Any:
+        if pos.size and not 0 <= pos.min() <= pos.max() < cache.shape[2]:
+            raise self.fail(f"a position outside the {cache.shape[2]} of the cache")
         out = cache.copy()
         rows = np.arange(cache.shape[0])[:, None]
         out[rows, :, pos] = new.swapaxes(1, 2)

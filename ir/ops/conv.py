@@ -16,9 +16,14 @@ from ingot.ir.value import Value
 class Windowed(Op):
     """Base: how a window of `kernel` moves; stride, dilation per spatial axis, padding = (before..., after...)."""
 
-    @staticmethod
-    def out(size: Dim, kernel: int, stride: int, before: int, after: int, dilation: int) -> Dim:
-        return (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+    def out(self, size: Dim, kernel: int, stride: int, before: int, after: int, dilation: int) -> Dim:
+        """How many places a window has along one axis. Raises IRError for impossible windows."""
+        if kernel < 1 or stride < 1 or dilation < 1 or before < 0 or after < 0:
+            raise self.fail("kernel, stride and dilation must be 1 or more, padding not negative")
+        count = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+        if isinstance(count, int) and count < 1:
+            raise self.fail(f"a window over {dilation * (kernel - 1) + 1} positions does not fit into {size}")
+        return count
 
 
 def windows(x: np.ndarray, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...],
@@ -39,18 +44,21 @@ class Conv(Windowed):
     x: Value
     w: Value
     bias: Value | None = None
-    stride: tuple[int, ...] = attr()
-    padding: tuple[int, ...] = attr()
-    dilation: tuple[int, ...] = attr()
+    stride: tuple[int, ...] = attr(kw_only=True)
+    padding: tuple[int, ...] = attr(kw_only=True)
+    dilation: tuple[int, ...] = attr(kw_only=True)
     groups: int = 1
 
     def infer(self) -> TensorType:
+        self.need_floats(*self.operands)
         x, w = self.x.type.dims, self.w.type.shape
         n = len(w) - 2
-        if len(x) != n + 2 or not len(self.stride) == len(self.dilation) == n or len(self.padding) != 2 * n:
+        if n < 1 or len(x) != n + 2 or not len(self.stride) == len(self.dilation) == n or len(self.padding) != 2 * n:
             raise self.fail("x, w, stride, padding and dilation differ in the number of spatial axes")
-        if x[1] != w[1] * self.groups or w[0] % self.groups:
+        if self.groups < 1 or x[1] != w[1] * self.groups or w[0] % self.groups:
             raise self.fail(f"x has {x[1]} channels, w and groups={self.groups} need {w[1] * self.groups}")
+        if self.bias is not None and self.bias.type.dims != (w[0],):
+            raise self.fail(f"bias must be [{w[0]}]")
         spatial = (self.out(x[2 + i], w[2 + i], self.stride[i], self.padding[i], self.padding[n + i], self.dilation[i])
                    for i in range(n))
         return TensorType(promote(self.x.type, self.w.type), (x[0], w[0], *spatial))
@@ -69,14 +77,19 @@ class Conv(Windowed):
         space = tuple((f"s{i}",) for i in range(n))
         out = tuple((f"t{i}",) for i in range(n))
         kernel: tuple[tuple[str, ...], ...] = ((),) * n
+        depthwise = self.groups > 1 and self.x.type.dims[1] == self.w.type.dims[0] == self.groups
         weight = (("o",), ("i",)) if self.groups == 1 else (("o",), ())
-        channels = ("i",) if self.groups == 1 else (("o",) if self.x.type.dims[1] == self.w.type.dims[0] else ("gi",))
+        channels = ("i",) if self.groups == 1 else ("o",) if depthwise else ("gi",)
         operands = ((("n",), channels, *space), (*weight, *kernel)) + (((("o",),),) if self.bias is not None else ())
         return AxisMap(operands, ((("n",), ("o",), *out),), frozenset(f"s{i}" for i in range(n)) | {"gi"})
 
 
 class Pool(Windowed):
-    """Base: a window function per channel. ceil rounds the number of places up."""
+    """Base: a window function per channel.
+
+    ceil rounds the number of places up: the last window is completed by elements after the end. It is refused where a
+    window could lie beyond the tensor altogether.
+    """
 
     fill: ClassVar[float] = 0.0
     x: Value
@@ -88,8 +101,11 @@ class Pool(Windowed):
     def infer(self) -> TensorType:
         n = len(self.kernel)
         x = self.x.type.dims
-        if len(x) != n + 2:
-            raise self.fail("kernel and x differ in the number of spatial axes")
+        self.need_floats(self.x)
+        if not n or len(x) != n + 2 or len(self.stride) != n or len(self.padding) != 2 * n:
+            raise self.fail("x, kernel, stride and padding differ in the number of spatial axes")
+        if self.ceil and any(s + after > k for s, after, k in zip(self.stride, self.padding[n:], self.kernel)):
+            raise self.fail("with ceil, a window could lie beyond the tensor: stride plus padding exceed the kernel")
         up = [s - 1 if self.ceil else 0 for s in self.stride]
         spatial = (self.out(x[2 + i], self.kernel[i], self.stride[i], self.padding[i], self.padding[n + i] + up[i], 1)
                    for i in range(n))
@@ -115,10 +131,15 @@ class MaxPool(Pool):
 
 
 class AvgPool(Pool):
-    """Mean under the window; padding counts as zeros when `count_padding`."""
+    """Mean under the window; padding counts as zeros when `count_padding` (not with `ceil`, whose elements never count)."""
 
     name = "avg_pool"
     count_padding: bool = True
+
+    def infer(self) -> TensorType:
+        if self.ceil and self.count_padding:
+            raise self.fail("ceil and count_padding exclude each other")
+        return super().infer()
 
     def reference(self, x: Any) -> Any:
         axes = tuple(range(-len(self.kernel), 0))

@@ -12,6 +12,11 @@ from ingot.ir.op import Op
 from ingot.ir.types import DType, TensorType, f32, i64
 
 
+def _wide(dtype: DType) -> np.dtype:
+    """Floats are made as float64; the interpreter rounds them."""
+    return np.dtype(np.float64) if dtype.is_float else dtype.numpy
+
+
 class Creation(Op):
     """Base: no operands, so no axis comes from anywhere."""
 
@@ -23,14 +28,14 @@ class Scalar(Creation):
     """A constant of rank 0."""
 
     name = "scalar"
-    value: float
+    value: int | float
     dtype: DType = f32
 
     def infer(self) -> TensorType:
         return TensorType(self.dtype, ())
 
     def reference(self) -> Any:
-        return np.asarray(self.value, np.float64 if self.dtype.is_float else self.dtype.numpy)
+        return np.asarray(self.value, _wide(self.dtype))
 
 
 class Full(Creation):
@@ -38,14 +43,17 @@ class Full(Creation):
 
     name = "full"
     shape: tuple[Dim, ...]
-    value: float
+    value: int | float
     dtype: DType = f32
 
     def infer(self) -> TensorType:
+        if any(isinstance(d, int) and d < 0 for d in self.shape):
+            raise self.fail(f"no shape {list(self.shape)}")
         return TensorType(self.dtype, self.shape)
 
     def reference(self) -> Any:
-        return np.full(self.shape, self.value, np.float64 if self.dtype.is_float else self.dtype.numpy)
+        shape: Any = self.shape
+        return np.full(shape, self.value, _wide(self.dtype))
 
 
 class Arange(Creation):
@@ -58,10 +66,13 @@ class Arange(Creation):
     dtype: DType = i64
 
     def infer(self) -> TensorType:
+        if isinstance(self.count, int) and self.count < 0:
+            raise self.fail(f"a count of {self.count}")
         return TensorType(self.dtype, (self.count,))
 
     def reference(self) -> Any:
-        return (np.arange(self.count) * self.step + self.start).astype(self.dtype.numpy)  # type: ignore[arg-type]
+        steps: Any = np.arange(self.count)  # type: ignore[arg-type]
+        return (steps * self.step + self.start).astype(_wide(self.dtype))
 
 
 class Size(Creation):
@@ -75,4 +86,4 @@ class Size(Creation):
         return TensorType(self.dtype, ())
 
     def reference(self) -> Any:
-        return np.asarray(self.dim, self.dtype.numpy)
+        return np.asarray(self.dim, _wide(self.dtype))

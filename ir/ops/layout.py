@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ingot.ir.axes import AxisMap, Axis, reshape_axes
+from ingot.errors import IRError
+from ingot.ir.axes import Axis, AxisMap, reshape_axes
 from ingot.ir.dims import Dim, product
 from ingot.ir.op import Op
 from ingot.ir.types import TensorType, broadcast
@@ -36,7 +37,7 @@ class Reshape(Op):
     shape: tuple[Dim, ...]
 
     def infer(self) -> TensorType:
-        if product(self.shape) != self.x.type.size:
+        if product(self.shape) != self.x.type.size or any(isinstance(d, int) and d < 0 for d in self.shape):
             raise self.fail(f"shape [{', '.join(map(str, self.shape))}] has another number of elements")
         return self.x.type.with_dims(*self.shape)
 
@@ -75,12 +76,16 @@ class Expand(Op):
     shape: tuple[Dim, ...]
 
     def infer(self) -> TensorType:
-        if broadcast(self.x.type.dims, self.shape) != tuple(self.shape):
+        try:
+            fits = broadcast(self.x.type.dims, self.shape) == self.shape
+        except IRError:
+            fits = False
+        if not fits or any(isinstance(d, int) and d < 0 for d in self.shape):
             raise self.fail(f"does not broadcast to [{', '.join(map(str, self.shape))}]")
         return self.x.type.with_dims(*self.shape)
 
     def reference(self, x: Any) -> Any:
-        return np.broadcast_to(x, self.shape)
+        return np.broadcast_to(x, self.shape)  # type: ignore[arg-type]
 
     def axis_map(self) -> AxisMap:
         out = _labels(len(self.shape))
@@ -103,16 +108,18 @@ class Slice(Op):
         axis = axis_of(self, self.axis, self.x.type.rank)
         size = self.x.type.dims[axis]
         start, stop = self.start, self.stop
-        if isinstance(start, int) and isinstance(stop, int) and not (
-                0 <= start <= stop and (not isinstance(size, int) or stop <= size)):
+        marks = [d for d in (0, start, stop, size) if isinstance(d, int)]
+        if marks != sorted(marks):
             raise self.fail(f"positions {start} to {stop} are not inside an axis of {size}")
+        if self.step < 1:
+            raise self.fail(f"a step of {self.step}, the least is 1")
         dims = list(self.x.type.dims)
         dims[axis] = (stop - start + self.step - 1) // self.step
         return self.x.type.with_dims(*dims)
 
     def reference(self, x: Any) -> Any:
         index = [slice(None)] * x.ndim
-        index[self.axis] = slice(self.start, self.stop, self.step)  # type: ignore[misc]
+        index[self.axis] = slice(self.start, self.stop, self.step)
         return x[tuple(index)]
 
     def axis_map(self) -> AxisMap:
@@ -168,13 +175,15 @@ class Split(Op):
         total: Dim = 0
         for size in self.sizes:
             total = total + size
+        if not self.sizes or any(isinstance(d, int) and d < 0 for d in self.sizes):
+            raise self.fail("sizes must be one or more, none negative")
         if total != self.x.type.dims[axis]:
             raise self.fail(f"sizes add up to {total}, the axis has {self.x.type.dims[axis]}")
         dims = self.x.type.dims
         return tuple(self.x.type.with_dims(*dims[:axis], size, *dims[axis + 1:]) for size in self.sizes)
 
     def reference(self, x: Any) -> Any:
-        return tuple(np.split(x, np.cumsum(self.sizes)[:-1], axis=self.axis))
+        return tuple(np.split(x, np.cumsum(self.sizes)[:-1], axis=self.axis))  # type: ignore[arg-type]
 
     def axis_map(self) -> AxisMap:
         rank = self.x.type.rank
@@ -183,8 +192,14 @@ class Split(Op):
         return AxisMap((axes,), tuple(_with(axes, axis, (p,)) for p in parts), sums={axes[axis][0]: parts})
 
 
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
 class Pad(Op):
-    """`value` put before and after along every axis: pads = (before0, after0, before1, after1, ...), none negative."""
+    """`value` put before and after along every axis: pads = (before0, after0, before1, after1, ...), none negative.
+
+    mode: constant, reflect (without the edge), replicate (the edge) or circular.
+    """
 
     name = "pad"
     x: Value
@@ -195,6 +210,10 @@ class Pad(Op):
     def infer(self) -> TensorType:
         if len(self.pads) != 2 * self.x.type.rank:
             raise self.fail(f"{len(self.pads)} pads for rank {self.x.type.rank}")
+        if any(isinstance(p, int) and p < 0 for p in self.pads):
+            raise self.fail("pads must not be negative")
+        if self.mode not in _PAD_MODES:
+            raise self.fail(f"no mode {self.mode}; there are {', '.join(_PAD_MODES)}")
         before, after = self.pads[::2], self.pads[1::2]
         return self.x.type.with_dims(*(d + b + a for d, b, a in zip(self.x.type.dims, before, after)))
 
@@ -202,17 +221,21 @@ class Pad(Op):
         width = list(zip(self.pads[::2], self.pads[1::2]))
         if self.mode == "constant":
             return np.pad(x, width, constant_values=self.value)  # type: ignore[arg-type]
-        return np.pad(x, width, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[self.mode])  # type: ignore
+        return np.pad(x, width, mode=_PAD_MODES[self.mode])  # type: ignore[call-overload]
 
     def axis_map(self) -> AxisMap:
         axes = _labels(self.x.type.rank)
         out = axes
         sums: dict[str, tuple[str, ...]] = {}
+        mixed: set[str] = set()
         for i in range(self.x.type.rank):
             if self.pads[2 * i] != 0 or self.pads[2 * i + 1] != 0:
                 out = _with(out, i, (f"padded{i}",))
-                sums[f"padded{i}"] = ("before", axes[i][0], "after")
-        return AxisMap((axes,), (out,), sums=sums)
+                if self.mode == "constant":
+                    sums[f"padded{i}"] = (f"before{i}", axes[i][0], f"after{i}")
+                else:
+                    mixed.add(axes[i][0])
+        return AxisMap((axes,), (out,), frozenset(mixed), sums)
 
 
 class Take(Op):
@@ -278,6 +301,11 @@ class TakeAlong(Op):
         axis_of(self, self.axis, self.x.type.rank)
         if self.index.type.rank != self.x.type.rank:
             raise self.fail("the index must have the rank of x")
+        if not self.index.type.dtype.is_integer:
+            raise self.fail("the index must be an integer tensor")
+        for i, (have, wanted) in enumerate(zip(self.x.type.dims, self.index.type.dims)):
+            if i != self.axis % self.x.type.rank and isinstance(have, int) and isinstance(wanted, int) and wanted > have:
+                raise self.fail(f"the index is longer than x along axis {i}")
         return self.x.type.with_dims(*self.index.type.dims)
 
     def reference(self, x: Any, index: Any) -> Any:
@@ -288,7 +316,10 @@ class TakeAlong(Op):
     def axis_map(self) -> AxisMap:
         axis, axes = self.axis % self.x.type.rank, _labels(self.x.type.rank)
         index = _with(axes, axis, ("j",))
-        return AxisMap((axes, index), (index,), frozenset(axes[axis]))
+        sizes = zip(self.x.type.dims, self.index.type.dims)
+        cut = [f"x{i}" if i != axis and have != wanted else f"a{i}" for i, (have, wanted) in enumerate(sizes)]
+        return AxisMap((tuple((label,) for label in cut), index), (index,), frozenset(axes[axis]),
+                       {label: (f"a{i}", f"rest{i}") for i, label in enumerate(cut) if label == f"x{i}"})
 
 
 class Flip(Op):
@@ -299,6 +330,8 @@ class Flip(Op):
     axes_: tuple[int, ...]
 
     def infer(self) -> TensorType:
+        if len({axis_of(self, a, self.x.type.rank) for a in self.axes_}) < len(self.axes_):
+            raise self.fail("an axis is named twice")
         return self.x.type
 
     def reference(self, x: Any) -> Any:
@@ -318,6 +351,8 @@ class Triangle(Op):
     upper: bool = False
 
     def infer(self) -> TensorType:
+        if self.x.type.rank < 2:
+            raise self.fail("x must have two axes or more")
         return self.x.type
 
     def reference(self, x: Any) -> Any:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ingot.errors import IRError
 from ingot.ir.op import Op
-from ingot.ir.types import TensorType, broadcast, promote
+from ingot.ir.types import TensorType, bool_, broadcast, promote
 from ingot.ir.value import Value
 
 
@@ -23,6 +24,8 @@ class Linear(Op):
     def infer(self) -> TensorType:
         if self.w.type.rank != 2 or not self.x.type.rank or self.x.type.dims[-1] != self.w.type.dims[1]:
             raise self.fail("x ends in `in` features and w must be [out, in]")
+        if self.x.type.dtype == bool_ or self.w.type.dtype == bool_:
+            raise self.fail("takes numbers; cast first")
         out = self.w.type.dims[0]
         if self.bias is not None and self.bias.type.dims != (out,):
             raise self.fail(f"bias must be [{out}]")
@@ -45,7 +48,13 @@ class MatMul(Op):
         a, b = self.x.type.dims, self.y.type.dims
         if len(a) < 2 or len(b) < 2 or a[-1] != b[-2]:
             raise self.fail("the last axis of x must agree with the last but one of y")
-        return TensorType(promote(self.x.type, self.y.type), (*broadcast(a[:-2], b[:-2]), a[-2], b[-1]))
+        if self.x.type.dtype == bool_ or self.y.type.dtype == bool_:
+            raise self.fail("takes numbers; cast first")
+        try:
+            lead = broadcast(a[:-2], b[:-2])
+        except IRError as error:
+            raise self.fail(error.message) from None
+        return TensorType(promote(self.x.type, self.y.type), (*lead, a[-2], b[-1]))
 
     def reference(self, x: Any, y: Any) -> Any:
         return np.matmul(x, y)

@@ -25,6 +25,9 @@ class RmsNorm(Op):
     eps: float = 1e-6
 
     def infer(self) -> TensorType:
+        self.need_floats(*self.operands)
+        if not self.x.type.rank:
+            raise self.fail("x must have an axis")
         if self.w is not None and self.w.type.dims != self.x.type.dims[-1:]:
             raise self.fail("w must have the last axis of x")
         return self.x.type
@@ -45,6 +48,9 @@ class LayerNorm(Op):
     eps: float = 1e-5
 
     def infer(self) -> TensorType:
+        self.need_floats(*self.operands)
+        if not self.x.type.rank:
+            raise self.fail("x must have an axis")
         for value in (self.w, self.bias):
             if value is not None and value.type.dims != self.x.type.dims[-1:]:
                 raise self.fail("w and bias must have the last axis of x")
@@ -57,6 +63,59 @@ class LayerNorm(Op):
         return y if bias is None else y + bias
 
 
+class SkipRmsNorm(Op):
+    """A residual sum and its RMS norm: (rms_norm(x + skip, w), x + skip)."""
+
+    name = "skip_rms_norm"
+    axes = "x[... d!], skip[... d], w[d] -> [... d!], [... d]"
+    x: Value
+    skip: Value
+    w: Value | None = None
+    eps: float = 1e-6
+
+    def infer(self) -> tuple[TensorType, ...]:
+        if self.x.type != self.skip.type:
+            raise self.fail("x and skip must have one type")
+        return RmsNorm(self.x, self.w, self.eps).result.type, self.x.type
+
+    def reference(self, x: Any, skip: Any, w: Any) -> Any:
+        total = x + skip
+        return RmsNorm.reference(self, total, w), total  # type: ignore[arg-type]
+
+    def decompose(self, b: Builder) -> tuple[Value, ...]:
+        from ingot.ir.ops.pointwise import Add
+
+        total = b(Add(self.x, self.skip))
+        return b(RmsNorm(total, self.w, self.eps)), total
+
+
+class SkipLayerNorm(Op):
+    """A residual sum and its layer norm: (layer_norm(x + skip, w, bias), x + skip)."""
+
+    name = "skip_layer_norm"
+    axes = "x[... d!], skip[... d], w[d], bias[d] -> [... d!], [... d]"
+    x: Value
+    skip: Value
+    w: Value | None = None
+    bias: Value | None = None
+    eps: float = 1e-5
+
+    def infer(self) -> tuple[TensorType, ...]:
+        if self.x.type != self.skip.type:
+            raise self.fail("x and skip must have one type")
+        return LayerNorm(self.x, self.w, self.bias, self.eps).result.type, self.x.type
+
+    def reference(self, x: Any, skip: Any, w: Any, bias: Any) -> Any:
+        total = x + skip
+        return LayerNorm.reference(self, total, w, bias), total  # type: ignore[arg-type]
+
+    def decompose(self, b: Builder) -> tuple[Value, ...]:
+        from ingot.ir.ops.pointwise import Add
+
+        total = b(Add(self.x, self.skip))
+        return b(LayerNorm(total, self.w, self.bias, self.eps)), total
+
+
 class GroupNorm(Op):
     """Layer norm over groups of channels: x [n, c, ...], w and bias [c] (Wu and He 2018)."""
 
@@ -64,10 +123,18 @@ class GroupNorm(Op):
     x: Value
     w: Value | None = None
     bias: Value | None = None
-    groups: int = attr()
+    groups: int = attr(kw_only=True)
     eps: float = 1e-5
 
     def infer(self) -> TensorType:
+        self.need_floats(*self.operands)
+        if self.x.type.rank < 2:
+            raise self.fail("x must be [n, c, ...]")
+        channels = self.x.type.dims[1]
+        if not isinstance(channels, int) or self.groups < 1 or channels % self.groups:
+            raise self.fail(f"{channels} channels do not make {self.groups} groups")
+        if any(v is not None and v.type.dims != (channels,) for v in (self.w, self.bias)):
+            raise self.fail("w and bias must be [channels]")
         return self.x.type
 
     def reference(self, x: Any, w: Any, bias: Any) -> Any:
@@ -96,6 +163,9 @@ class BatchNorm(Op):
     eps: float = 1e-5
 
     def infer(self) -> TensorType:
+        self.need_floats(*self.operands)
+        if self.x.type.rank < 2:
+            raise self.fail("x must be [n, c, ...]")
         for _, value in self.operand_fields[1:]:
             if isinstance(value, Value) and value.type.dims != self.x.type.dims[1:2]:
                 raise self.fail("statistics and parameters must be [channels]")
@@ -114,7 +184,7 @@ class BatchNorm(Op):
     def decompose(self, b: Builder) -> Value:
         from ingot.ir.ops.creation import Scalar
         from ingot.ir.ops.layout import Reshape
-        from ingot.ir.ops.pointwise import Add, Mul, Rsqrt, Sub
+        from ingot.ir.ops.pointwise import Add, Cast, Mul, Rsqrt, Sub
 
         shape = (self.mean.type.dims[0],) + (1,) * (self.x.type.rank - 2)
 
@@ -125,4 +195,6 @@ class BatchNorm(Op):
         if self.w is not None:
             factor = b(Mul(factor, self.w))
         y = b(Mul(b(Sub(self.x, channel(self.mean))), channel(factor)))
-        return y if self.bias is None else b(Add(y, channel(self.bias)))
+        if self.bias is not None:
+            y = b(Add(y, channel(self.bias)))
+        return y if y.type.dtype == self.x.type.dtype else b(Cast(y, self.x.type.dtype))

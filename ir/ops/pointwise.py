@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ingot.errors import IRError
 from ingot.ir.axes import AxisMap, elementwise
 from ingot.ir.op import Op
@@ -18,11 +20,19 @@ class Pointwise(Op):
 
     predicate: ClassVar[bool] = False
     """Whether the result is bool, whatever the operands are."""
+    floating: ClassVar[bool] = False
+    """Whether only floats are taken: integers must be cast first, so that nothing is truncated unseen."""
+    numeric: ClassVar[bool] = False
+    """Whether bools are refused."""
 
-    def scalar(self, o: Any, *args: Any) -> Any:
+    def scalar(self, o: Any, *args: Any, **_: Any) -> Any:
         raise NotImplementedError(self.name)
 
     def infer(self) -> TensorType:
+        if self.floating:
+            self.need_floats(*self.operands)
+        if self.numeric and any(v.type.dtype == bool_ for v in self.operands):
+            raise self.fail("takes numbers; cast first")
         first, *rest = self.operands
         dtype = first.type.dtype
         kind = first.type
@@ -35,7 +45,7 @@ class Pointwise(Op):
             raise self.fail(error.message) from None
         return TensorType(bool_ if self.predicate else dtype, dims)
 
-    def reference(self, *inputs: Any) -> Any:
+    def reference(self, *inputs: Any, **_: Any) -> Any:
         return self.scalar(NUMPY, *inputs)
 
     def axis_map(self) -> AxisMap:
@@ -64,6 +74,7 @@ class Add(Binary):
 
 class Sub(Binary):
     name = "sub"
+    numeric = True
 
     def scalar(self, o: Any, x: Any, y: Any) -> Any:
         return x - y
@@ -81,6 +92,7 @@ class Div(Binary):
     """True division of floats (frontends cast integers first)."""
 
     name = "div"
+    floating = True
 
     def scalar(self, o: Any, x: Any, y: Any) -> Any:
         return x / y
@@ -88,6 +100,7 @@ class Div(Binary):
 
 class FloorDiv(Binary):
     name = "floordiv"
+    numeric = True
 
     def scalar(self, o: Any, x: Any, y: Any) -> Any:
         return o.floordiv(x, y)
@@ -97,6 +110,7 @@ class Mod(Binary):
     """Remainder with the sign of the divisor, as in Python."""
 
     name = "mod"
+    numeric = True
 
     def scalar(self, o: Any, x: Any, y: Any) -> Any:
         return o.mod(x, y)
@@ -104,6 +118,7 @@ class Mod(Binary):
 
 class Pow(Binary):
     name = "pow"
+    numeric = True
 
     def scalar(self, o: Any, x: Any, y: Any) -> Any:
         return o.pow(x, y)
@@ -127,6 +142,7 @@ class Minimum(Binary):
 
 class Neg(Unary):
     name = "neg"
+    numeric = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return -x
@@ -141,6 +157,7 @@ class Abs(Unary):
 
 class Sign(Unary):
     name = "sign"
+    numeric = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.sign(x)
@@ -148,6 +165,7 @@ class Sign(Unary):
 
 class Exp(Unary):
     name = "exp"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.exp(x)
@@ -155,6 +173,7 @@ class Exp(Unary):
 
 class Log(Unary):
     name = "log"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.log(x)
@@ -162,6 +181,7 @@ class Log(Unary):
 
 class Sqrt(Unary):
     name = "sqrt"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.sqrt(x)
@@ -169,6 +189,7 @@ class Sqrt(Unary):
 
 class Rsqrt(Unary):
     name = "rsqrt"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.rsqrt(x)
@@ -176,6 +197,7 @@ class Rsqrt(Unary):
 
 class Reciprocal(Unary):
     name = "reciprocal"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return 1.0 / x
@@ -183,6 +205,7 @@ class Reciprocal(Unary):
 
 class Sin(Unary):
     name = "sin"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.sin(x)
@@ -190,6 +213,7 @@ class Sin(Unary):
 
 class Cos(Unary):
     name = "cos"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.cos(x)
@@ -197,6 +221,7 @@ class Cos(Unary):
 
 class Erf(Unary):
     name = "erf"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.erf(x)
@@ -204,6 +229,7 @@ class Erf(Unary):
 
 class Floor(Unary):
     name = "floor"
+    numeric = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.floor(x)
@@ -211,6 +237,7 @@ class Floor(Unary):
 
 class Ceil(Unary):
     name = "ceil"
+    numeric = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.ceil(x)
@@ -220,6 +247,7 @@ class Round(Unary):
     """To the nearest integer, halves to even."""
 
     name = "round"
+    numeric = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.round(x)
@@ -229,6 +257,7 @@ class Clamp(Unary):
     """x limited to [least, greatest]; an absent limit does not limit."""
 
     name = "clamp"
+    numeric = True
     least: float | None = None
     greatest: float | None = None
 
@@ -245,6 +274,7 @@ class Clamp(Unary):
 
 class Sigmoid(Unary):
     name = "sigmoid"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.sigmoid(x)
@@ -252,6 +282,7 @@ class Sigmoid(Unary):
 
 class Tanh(Unary):
     name = "tanh"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.tanh(x)
@@ -259,6 +290,7 @@ class Tanh(Unary):
 
 class Relu(Unary):
     name = "relu"
+    numeric = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.maximum(x, 0)
@@ -266,6 +298,7 @@ class Relu(Unary):
 
 class LeakyRelu(Unary):
     name = "leaky_relu"
+    floating = True
     slope: float = 0.01
 
     def scalar(self, o: Any, x: Any) -> Any:
@@ -274,6 +307,7 @@ class LeakyRelu(Unary):
 
 class Elu(Unary):
     name = "elu"
+    floating = True
     alpha: float = 1.0
 
     def scalar(self, o: Any, x: Any) -> Any:
@@ -284,6 +318,7 @@ class Silu(Unary):
     """x * sigmoid(x) (Swish; Elfwing et al. 2017)."""
 
     name = "silu"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return x * o.sigmoid(x)
@@ -293,7 +328,13 @@ class Gelu(Unary):
     """Gaussian error linear unit (Hendrycks and Gimpel 2016); approximate: none, tanh, or sigmoid (x * sigmoid(1.702 x))."""
 
     name = "gelu"
+    floating = True
     approximate: str = "none"
+
+    def infer(self) -> TensorType:
+        if self.approximate not in ("none", "tanh", "sigmoid"):
+            raise self.fail(f"no approximation {self.approximate}; there are none, tanh and sigmoid")
+        return super().infer()
 
     def scalar(self, o: Any, x: Any) -> Any:
         if self.approximate == "none":
@@ -305,6 +346,7 @@ class Gelu(Unary):
 
 class Softplus(Unary):
     name = "softplus"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.softplus(x)
@@ -312,6 +354,7 @@ class Softplus(Unary):
 
 class HardSigmoid(Unary):
     name = "hardsigmoid"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return o.minimum(o.maximum(x / 6.0 + 0.5, 0.0), 1.0)
@@ -319,6 +362,7 @@ class HardSigmoid(Unary):
 
 class HardSwish(Unary):
     name = "hardswish"
+    floating = True
 
     def scalar(self, o: Any, x: Any) -> Any:
         return x * o.minimum(o.maximum(x / 6.0 + 0.5, 0.0), 1.0)
@@ -416,7 +460,12 @@ class Where(Pointwise):
     y: Value
 
     def infer(self) -> TensorType:
-        dims = broadcast(self.cond.type.dims, self.x.type.dims, self.y.type.dims)
+        if self.cond.type.dtype != bool_:
+            raise self.fail("the condition must be bool")
+        try:
+            dims = broadcast(self.cond.type.dims, self.x.type.dims, self.y.type.dims)
+        except IRError as error:
+            raise self.fail(error.message) from None
         return TensorType(promote(self.x.type, self.y.type), dims)
 
     def scalar(self, o: Any, cond: Any, x: Any, y: Any) -> Any:
@@ -434,7 +483,9 @@ class Cast(Op):
         return self.x.type.with_dtype(self.dtype)
 
     def reference(self, x: Any) -> Any:
-        return x if self.dtype.is_float and x.dtype.kind == "f" else x.astype(self.dtype.numpy)
+        if self.dtype.is_float:
+            return x if x.dtype.kind == "f" else x.astype(np.float64)
+        return x != 0 if self.dtype == bool_ else x.astype(self.dtype.numpy)
 
     def axis_map(self) -> AxisMap:
         return elementwise(self)

@@ -22,12 +22,15 @@ class Dequantize(Op):
     packed: Value
     scale: Value
     zero: Value | None = None
-    format: str = attr()
-    group: int = attr()
+    format: str = attr(kw_only=True)
+    group: int = attr(kw_only=True)
     dtype: DType = f32
 
     def infer(self) -> TensorType:
         fmt = format_named(self.format)
+        self.need_floats(self.scale)
+        if not self.packed.type.rank or self.group < 1 or not self.dtype.is_float:
+            raise self.fail("packed must have an axis, group be 1 or more, and the result a float")
         if self.packed.type.dtype != fmt.code:
             raise self.fail(f"{self.format} codes are {fmt.code}")
         last = self.packed.type.dims[-1]

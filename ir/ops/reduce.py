@@ -19,9 +19,11 @@ def _labels(rank: int) -> tuple[Axis, ...]:
 
 
 class Reduce(Op):
-    """Base: `axis` (several) removed, or kept with size one when `keep`."""
+    """Base: `axis` (several) removed, or kept with size one when `keep`; the element type stays (cast bools first)."""
 
     fn: ClassVar[Any] = None
+    floating: ClassVar[bool] = False
+    numeric: ClassVar[bool] = False
     dtype_out: ClassVar[DType | None] = None
     x: Value
     axis: tuple[int, ...]
@@ -29,6 +31,12 @@ class Reduce(Op):
 
     def infer(self) -> TensorType:
         gone = {axis_of(self, a, self.x.type.rank) for a in self.axis}
+        if len(gone) < len(self.axis):
+            raise self.fail("an axis is named twice")
+        if self.floating:
+            self.need_floats(self.x)
+        if self.numeric and self.x.type.dtype == bool_:
+            raise self.fail("takes numbers; cast first")
         dims = [1 if i in gone else d for i, d in enumerate(self.x.type.dims) if self.keep or i not in gone]
         return TensorType(self.dtype_out or self.x.type.dtype, tuple(dims))
 
@@ -44,11 +52,13 @@ class Reduce(Op):
 
 class Sum(Reduce):
     name = "sum"
+    numeric = True
     fn = np.sum
 
 
 class Mean(Reduce):
     name = "mean"
+    floating = True
     fn = np.mean
 
 
@@ -64,6 +74,7 @@ class Min(Reduce):
 
 class Prod(Reduce):
     name = "prod"
+    numeric = True
     fn = np.prod
 
 
@@ -83,6 +94,7 @@ class Variance(Reduce):
     """Mean squared distance from the mean, over n - correction."""
 
     name = "var"
+    floating = True
     correction: float = 1.0
 
     def reference(self, x: Any) -> Any:
@@ -125,11 +137,14 @@ class Argmin(ArgReduce):
 class Along(Op):
     """Base: the shape stays, positions of one axis are mixed."""
 
+    floating: ClassVar[bool] = False
     x: Value
     axis: int = -1
 
     def infer(self) -> TensorType:
         axis_of(self, self.axis, self.x.type.rank)
+        if self.floating:
+            self.need_floats(self.x)
         return self.x.type
 
     def axis_map(self) -> AxisMap:
@@ -141,6 +156,7 @@ class Softmax(Along):
     """exp(x) / sum(exp(x)) along `axis`; a row that is -inf throughout gives NaN."""
 
     name = "softmax"
+    floating = True
 
     def reference(self, x: Any) -> Any:
         e = np.exp(x - np.max(x, axis=self.axis, keepdims=True))
@@ -149,6 +165,7 @@ class Softmax(Along):
 
 class LogSoftmax(Along):
     name = "log_softmax"
+    floating = True
 
     def reference(self, x: Any) -> Any:
         y = x - np.max(x, axis=self.axis, keepdims=True)
@@ -169,7 +186,7 @@ class Cumsum(Along):
 
 
 class TopK(Op):
-    """The k greatest (or least) elements along an axis in order, and their indices."""
+    """The k greatest (or least) elements along an axis in order, and their indices; the first of equals comes first."""
 
     name = "topk"
     x: Value
@@ -179,11 +196,18 @@ class TopK(Op):
 
     def infer(self) -> tuple[TensorType, TensorType]:
         axis = axis_of(self, self.axis, self.x.type.rank)
+        size = self.x.type.dims[axis]
+        if isinstance(self.k, int) and (self.k < 0 or (isinstance(size, int) and self.k > size)):
+            raise self.fail(f"no {self.k} elements in an axis of {size}")
         dims = self.x.type.dims[:axis] + (self.k,) + self.x.type.dims[axis + 1:]
         return self.x.type.with_dims(*dims), TensorType(i64, dims)
 
     def reference(self, x: Any) -> Any:
-        order = np.argsort(-x if self.largest else x, axis=self.axis, kind="stable")
+        if self.largest:
+            last = np.flip(np.argsort(np.flip(x, self.axis), axis=self.axis, kind="stable"), self.axis)
+            order = x.shape[self.axis] - 1 - last
+        else:
+            order = np.argsort(x, axis=self.axis, kind="stable")
         index = np.take(order, np.arange(self.k), axis=self.axis)  # type: ignore[arg-type]
         return np.take_along_axis(x, index, axis=self.axis), index
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ingot.ir.op import Op
 from ingot.ir.types import TensorType
 from ingot.ir.value import Value
+
+if TYPE_CHECKING:
+    from ingot.ir.module import Builder
 
 
 class Rope(Op):
@@ -35,8 +38,11 @@ class Rope(Op):
     def infer(self) -> TensorType:
         if self.x.type.rank != 4 or self.pos.type.rank != 2 or self.inv_freq.type.rank != 1:
             raise self.fail("x must be [b, h, s, d], pos [b, s], inv_freq [r / 2]")
-        if self.pos.type.dims[1] != self.x.type.dims[2]:
-            raise self.fail("pos and x differ in sequence length")
+        self.need_floats(self.x, self.inv_freq)
+        if self.pos.type.dims[1] != self.x.type.dims[2] or self.pos.type.dims[0] not in (1, self.x.type.dims[0]):
+            raise self.fail("pos and x differ in batch or sequence length")
+        if not self.pos.type.dtype.is_integer:
+            raise self.fail("pos must be integers")
         last = self.x.type.dims[3]
         if not isinstance(last, int) or self.rotary_dim > last:
             raise self.fail("more frequencies than pairs of features")
@@ -54,3 +60,31 @@ class Rope(Op):
         parts = (a * cos - b * sin, b * cos + a * sin)
         turned = np.stack(parts, -1).reshape(turned.shape) if self.interleaved else np.concatenate(parts, -1)
         return np.concatenate([turned, rest], -1)
+
+    def decompose(self, b: Builder) -> Value:
+        from ingot.ir.ops.creation import Scalar
+        from ingot.ir.ops.layout import Concat, Reshape, Slice
+        from ingot.ir.ops.pointwise import Add, Cast, Cos, Mul, Sin, Sub
+
+        (rows, steps), half, last = self.pos.type.dims, self.rotary_dim // 2, self.x.type.dims[3]
+        work = self.inv_freq.type.dtype
+        at = b(Cast(b(Reshape(self.pos, (rows, 1, steps, 1))), work))
+        angle = b(Mul(at, self.inv_freq))
+        factor = b(Scalar(self.scale, work))
+        cos, sin = b(Mul(b(Cos(angle)), factor)), b(Mul(b(Sin(angle)), factor))
+        turned = b(Slice(self.x, 3, 0, 2 * half))
+        lead = self.x.type.dims[:3]
+        if self.interleaved:
+            pairs = b(Reshape(turned, (*lead, half, 2)))
+            first, second = (b(Reshape(b(Slice(pairs, 4, i, i + 1)), (*lead, half))) for i in (0, 1))
+        else:
+            first, second = b(Slice(turned, 3, 0, half)), b(Slice(turned, 3, half, 2 * half))
+        parts = [b(Sub(b(Mul(first, cos)), b(Mul(second, sin)))), b(Add(b(Mul(second, cos)), b(Mul(first, sin))))]
+        if self.interleaved:
+            parts = [b(Reshape(p, (*lead, half, 1))) for p in parts]
+            y = b(Reshape(b(Concat(tuple(parts), axis=4)), (*lead, 2 * half)))
+        else:
+            y = b(Concat(tuple(parts)))
+        if y.type.dtype != self.x.type.dtype:
+            y = b(Cast(y, self.x.type.dtype))
+        return y if 2 * half == last else b(Concat((y, b(Slice(self.x, 3, 2 * half, last)))))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import typing
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from lark import Lark, Token, Transformer, Tree, v_args
+from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.lexer import PatternStr
 
 import ingot.ir.ops  # noqa: F401  (registers the ops)
 from ingot.errors import IngotError, ParseError
-from ingot.ir.dims import Dim, floordiv, mod, sym
+from ingot.ir.dims import Dim, Expr, floordiv, mod, sym, symbols
 from ingot.ir.module import Func, Module
-from ingot.ir.op import OPS, Op, OpField
+from ingot.ir.op import OPS, Op
 from ingot.ir.types import DTYPES, TensorType
 from ingot.ir.value import Value
 from ingot.ir.weights import ArrayWeight, UnknownWeight, Weight, call
@@ -34,6 +35,8 @@ def parse_module(text: str, *, filename: str = "<text>") -> Module:
         tree = _lark().parse(text)
     except UnexpectedInput as error:
         raise _at(text, filename, error.line, error.column, _expectation(error)) from None
+    except _ZeroDivision as error:
+        raise _at(text, filename, error.token.line or 0, error.token.column or 0, "a dimension is divided by zero") from None
     module = _Reader(text, filename).module(tree)
     if head and head[2]:
         module.history = split_pipeline(head[2])
@@ -53,7 +56,9 @@ def _lark() -> Lark:
 
 def _expectation(error: UnexpectedInput) -> str:
     if isinstance(error, UnexpectedToken):
-        wanted = ", ".join(sorted(error.expected)[:8]).lower()
+        shown = {t.name: repr(t.pattern.value) if isinstance(t.pattern, PatternStr) else t.name.strip("_").lower()
+                 for t in _lark().terminals}
+        wanted = ", ".join(sorted(shown.get(name, name.strip("_").lower()) for name in error.expected)[:8])
         got = "the end" if error.token.type == "$END" else f"`{error.token}`"
         return f"unexpected {got}; expected {wanted}"
     if isinstance(error, UnexpectedCharacters):
@@ -62,10 +67,18 @@ def _expectation(error: UnexpectedInput) -> str:
 
 
 def _at(text: str, filename: str, line: int, column: int, message: str) -> ParseError:
-    lines = text.splitlines()
+    lines = text.split("\n")
     shown = lines[line - 1] if 0 < line <= len(lines) else ""
     caret = " " * (column - 1) + "^" if column > 0 else ""
     return ParseError(f"{message}\n  {shown}\n  {caret}", where=f"{filename}:{line}:{column}")
+
+
+class _ZeroDivision(Exception):
+    """A dim divided by zero, at the operator's token."""
+
+    def __init__(self, token: Token) -> None:
+        super().__init__()
+        self.token = token
 
 
 @v_args(inline=True)
@@ -94,7 +107,7 @@ class _Literals(Transformer[Token, Any]):
         return None
 
     def list(self, *items: Any) -> tuple[Any, ...]:
-        return () if items == (None,) else items
+        return items
 
     def sym(self, token: Token) -> Dim:
         return sym(str(token))
@@ -111,17 +124,21 @@ class _Literals(Transformer[Token, Any]):
     def neg(self, a: Dim) -> Dim:
         return -a
 
-    def floordiv(self, a: Dim, b: Dim) -> Dim:
+    def floordiv(self, a: Dim, token: Token, b: Dim) -> Dim:
+        if b == 0:
+            raise _ZeroDivision(token)
         return floordiv(a, b)
 
-    def mod(self, a: Dim, b: Dim) -> Dim:
+    def mod(self, a: Dim, token: Token, b: Dim) -> Dim:
+        if b == 0:
+            raise _ZeroDivision(token)
         return mod(a, b)
 
     def type(self, dtype: Token, *dims: Any) -> TensorType:
         return TensorType(DTYPES[dtype], () if dims == (None,) else dims)
 
-    def field(self, key: Token, value: Any) -> tuple[str, Any]:
-        return str(key), value
+    def field(self, key: Token, value: Any) -> tuple[Token, Any]:
+        return key, value
 
 
 class _Reader:
@@ -135,37 +152,47 @@ class _Reader:
     def fail(self, token: Token, message: str) -> ParseError:
         return _at(self.text, self.filename, token.line or 0, token.column or 0, message)
 
-    def module(self, tree: Tree[Any]) -> Module:
+    def module(self, tree: Any) -> Module:
         name, *items = tree.children
-        self.result.name = str(name)
+        self.result.name = str(name[1:])
         for item in items:
             getattr(self, f"_{item.data}")(*item.children)
         return self.result
 
     def _dim(self, name: Token, least: Token, greatest: Token) -> None:
+        if name in self.result.dims:
+            raise self.fail(name, f"dimension {name} is declared twice")
+        if int(least) > int(greatest):
+            raise self.fail(least, f"dimension {name} has the empty range {least}..{greatest}")
         self.result.dims[str(name)] = (int(least), int(greatest))
 
     def _meta(self, key: Token, value: Any) -> None:
+        if not isinstance(value, str | int | float):
+            raise self.fail(key, f"meta {key} must be a string, a number, true or false")
         self.result.meta[str(key)] = value
 
-    def _const(self, name: Token, type: TensorType, origin: Tree[Any]) -> None:
+    def _const(self, name: Token, type: TensorType, origin: Any) -> None:
         if name[1:] in self.result.consts:
             raise self.fail(name, f"{name} is defined twice")
+        if any(isinstance(d, Expr) for d in type.dims):
+            raise self.fail(name, f"{type} is no type of a weight, whose dims are fixed")
         weight: Weight
-        if origin.data == "dense":
-            array = np.array(origin.children[0], dtype=object if type.dtype.bits < 8 else None)
-            weight = ArrayWeight(array.astype(type.dtype.numpy))
-            if weight.type != type:
-                raise self.fail(name, f"the numbers have type {weight.type}, declared {type}")
-        else:
-            kind, *fields = origin.children
-            weight = UnknownWeight(type, call(str(kind), **dict(f for f in fields if f is not None)))
+        try:
+            if origin.data == "dense":
+                weight = ArrayWeight(_dense(type, origin.children[0]), dtype=type.dtype)
+            else:
+                kind, *fields = origin.children
+                weight = UnknownWeight(type, call(str(kind), **dict(f for f in fields if f is not None)))
+        except (ValueError, TypeError) as error:
+            raise self.fail(name, f"{name} cannot be {type}: {error}") from None
         self.result.add_const(name[1:], weight)
 
     def _func(self, name: Token, *parts: Any) -> None:
+        if name[1:] in self.result.funcs:
+            raise self.fail(name, f"func {name} is defined twice")
         func = self.result.add_func(name[1:])
         values: dict[str, Value] = {}
-        results: list[Tree[Any]] = []
+        results: list[Any] = []
         for part in parts:
             if part is None:
                 continue
@@ -180,8 +207,7 @@ class _Reader:
                 tokens = [c.children[0] for c in part.children if c is not None]
                 self.returns(func, values, tokens, results, name)
 
-    def returns(self, func: Func, values: dict[str, Value], tokens: list[Token], results: list[Tree[Any]],
-                name: Token) -> None:
+    def returns(self, func: Func, values: dict[str, Value], tokens: list[Token], results: list[Any], name: Token) -> None:
         func.set_returns(self.lookup(values, t) for t in tokens)
         if len(results) != len(tokens):
             raise self.fail(name, f"declares {len(results)} results, returns {len(tokens)}")
@@ -191,10 +217,17 @@ class _Reader:
                 raise self.fail(tokens[i], f"returns {value.type}, declared {type_}")
             if source is not None:
                 func.reuse[i] = self.lookup(values, source)
+                if func.reuse[i] not in func.params or func.reuse[i].type != value.type:
+                    raise self.fail(source, f"a result of {value.type} cannot reuse {source}")
 
     def define(self, values: dict[str, Value], token: Token, value: Value) -> None:
         if token in values:
             raise self.fail(token, f"{token} is defined twice")
+        for dim in value.type.dims:
+            if isinstance(dim, Expr):
+                unknown = [s for s in symbols(dim) if s not in self.result.dims]
+                if unknown:
+                    raise self.fail(token, f"dimension {unknown[0]} of {token} is not declared")
         value.hint = token[1:]
         values[str(token)] = value
 
@@ -204,19 +237,18 @@ class _Reader:
             raise self.fail(token, f"{token} is not defined here")
         return found
 
-    def op(self, func: Func, values: dict[str, Value], targets: Tree[Any] | None, name: Token, *rest: Any) -> None:
+    def op(self, func: Func, values: dict[str, Value], targets: Any, name: Token, *rest: Any) -> None:
         cls = OPS.get(name)
         if cls is None:
             raise self.fail(name, f"unknown op {name}")
         *args, attrs, types, loc = rest
-        kwargs = dict(self.arguments(cls, values, name, [a for a in args if a is not None]))
-        for item in (attrs.children if attrs is not None else ()):
-            if item is not None:
-                key, value = item
-                field = next((f for f in cls.fields if f.name == key and f.kind == "attr"), None)
-                if field is None:
-                    raise self.fail(name, f"{name} has no attribute {key}")
-                kwargs[key] = self.coerce(name, field, value)
+        kwargs = self.arguments(cls, values, name, [a for a in args if a is not None])
+        for key, value in (f for f in (attrs.children if attrs is not None else ()) if f is not None):
+            if not any(f.name == key and f.kind == "attr" for f in cls.fields):
+                raise self.fail(key, f"{name} has no attribute {key}")
+            if key in kwargs:
+                raise self.fail(key, f"attribute {key} is given twice")
+            kwargs[str(key)] = value
         try:
             op = cls(**kwargs)
         except IngotError as error:
@@ -224,41 +256,53 @@ class _Reader:
         if loc is not None:
             op.loc = str(json.loads(loc.children[0]))
         tokens = targets.children if targets is not None else []
-        declared = tuple(types.children)
         inferred = tuple(r.type for r in op.results)
-        if declared != inferred:
-            raise self.fail(name, f"declared {', '.join(map(str, declared))}, inferred {', '.join(map(str, inferred))}")
+        if tuple(types.children) != inferred:
+            raise self.fail(name, f"declared {_join(types.children)}, inferred {_join(inferred)}")
+        if len(tokens) != len(inferred):
+            raise self.fail(name, f"{name} has {len(inferred)} results, {len(tokens)} are named")
         func.insert(op)
-        for token, result in zip(tokens, op.results, strict=True):
+        for token, result in zip(tokens, op.results):
             self.define(values, token, result)
 
-    def arguments(self, cls: type[Op], values: dict[str, Value], name: Token, args: list[Tree[Any]]) -> Any:
+    def arguments(self, cls: type[Op], values: dict[str, Value], name: Token, args: list[Any]) -> dict[str, Any]:
+        """Operands by field: those without a name in order, optional ones by name."""
         fields = [f for f in cls.fields if f.kind != "attr"]
+        positional = [self.lookup(values, a.children[0]) for a in args if a.data == "value"]
+        given: dict[str, Any] = {}
         if fields and fields[0].kind == "variadic":
-            yield fields[0].name, tuple(self.lookup(values, a.children[0]) for a in args)
-            return
-        required = [f for f in fields if f.kind == "operand"]
-        positional = [a for a in args if a.data == "value"]
-        if len(positional) != len(required):
-            raise self.fail(name, f"{name} takes {len(required)} operands, {len(positional)} given")
-        for field, arg in zip(required, positional):
-            yield field.name, self.lookup(values, arg.children[0])
-        for arg in args:
-            if arg.data == "named":
-                key, value = arg.children
-                if not any(f.name == key and f.kind == "optional" for f in fields):
-                    raise self.fail(key, f"{name} has no operand {key}")
-                yield str(key), self.lookup(values, value.children[0])
+            given[fields[0].name] = tuple(positional)
+        else:
+            required = [f.name for f in fields if f.kind == "operand"]
+            if len(positional) != len(required):
+                raise self.fail(name, f"{name} takes {len(required)} operands, {len(positional)} given")
+            given.update(zip(required, positional))
+        for key, value in (a.children for a in args if a.data == "named"):
+            if not any(f.name == key and f.kind == "optional" for f in fields):
+                raise self.fail(key, f"{name} has no optional operand {key}")
+            if key in given:
+                raise self.fail(key, f"operand {key} is given twice")
+            given[str(key)] = self.lookup(values, value.children[0])
+        return given
 
-    def coerce(self, name: Token, field: OpField, value: Any) -> Any:
-        wanted = typing.get_args(field.type) if typing.get_origin(field.type) is not None else (field.type,)
-        args = typing.get_args(field.type)
-        if field.type is float or float in args:
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value if "Scalar" in str(field.type) else float(value)
-        if isinstance(value, tuple) != (typing.get_origin(field.type) is tuple or tuple in map(typing.get_origin, wanted)):
-            raise self.fail(name, f"{name}.{field.name} cannot be {value!r}")
-        for kind in (bool, str):
-            if isinstance(value, kind) and field.type is not kind and kind not in args:
-                raise self.fail(name, f"{name}.{field.name} cannot be {value!r}")
-        return value
+
+def _dense(type: TensorType, numbers: Any) -> np.ndarray:
+    """Nested tuples of numbers as an array of an element type. Raises ValueError when they do not fit it."""
+    wide = np.array(numbers, dtype=object)
+    if wide.size == 0 == type.size:
+        return np.zeros(type.shape, type.dtype.numpy)
+    if wide.shape != type.shape:
+        raise ValueError(f"the numbers have shape {list(wide.shape)}")
+    kinds = {"bool": (bool,), "float": (int, float)}.get(type.dtype.kind, (int,))
+    if not all(v.__class__ in kinds for v in wide.flat):
+        raise ValueError("the numbers are of another kind")
+    narrow = wide.astype(np.float64 if type.dtype.is_float else object).astype(type.dtype.numpy)
+    if type.dtype.is_integer:
+        least = -(1 << type.dtype.bits - 1) if type.dtype.kind == "int" else 0
+        if not all(least <= v < least + (1 << type.dtype.bits) for v in wide.flat):
+            raise ValueError(f"a number does not fit into {type.dtype}")
+    return narrow
+
+
+def _join(types: Iterable[TensorType]) -> str:
+    return ", ".join(map(str, types))

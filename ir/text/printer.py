@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ingot.ir.dims import Expr
-from ingot.ir.module import Func, Module
+from ingot.ir.module import Func, Module, printable
 from ingot.ir.op import Op
 from ingot.ir.types import DType
 from ingot.ir.value import Const, Value
@@ -15,7 +15,7 @@ from ingot.ir.value import Const, Value
 def print_module(module: Module) -> str:
     """The text of a module; `parse_module` of it prints the same again."""
     head = "# ingot ir v1" + (f", after: {','.join(module.history)}" if module.history else "")
-    lines = [head, f"module @{module.name} {{"]
+    lines = [head, f"module @{printable(module.name)} {{"]
     lines += [f"  dim {name} in {least}..{most}" for name, (least, most) in module.dims.items()]
     lines += [f"  meta {key} = {attribute(value)}" for key, value in module.meta.items()]
     lines += [f"  const @{c.name} : {c.type} = {c.weight.origin}" for c in module.consts.values()]
@@ -30,7 +30,7 @@ def names(func: Func) -> dict[Value, str]:
     counters: dict[str, int] = {}
     out: dict[Value, str] = {}
     for value in [*func.params, *(r for op in func.ops for r in op.results)]:
-        hint = value.hint or "v"
+        hint = printable(value.hint or "v").replace("-", "_")
         name = hint
         while name in taken:
             counters[hint] = counters.get(hint, 0) + 1

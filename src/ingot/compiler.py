@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from ingot.runtime.evaluate import Logits
 
 Step = Callable[[int, int, str], None]
+
+PREFILL_FROM = 4
+"""Fewest rows (sequences times tokens) at which the int8 graph beats the 4-bit one."""
 
 COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
               "chat_template.jinja", "added_tokens.json", "preprocessor_config.json")
@@ -103,13 +107,19 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
             step(index + 1, total, p.name)
 
         receipts = run_pipeline(module, pipeline, Context(), on_stage=on_stage)
-        from ingot.backends.onnx.write import write_onnx
+        from ingot.backends.onnx.writer import write
 
-        write_onnx(module, writer.path("model.onnx"), writer.path("weights.bin"), opset_only=opset_only, progress=progress)
+        names = [output_name(module, i) for i in range(len(module.main.returns))]
+        written = write(module, writer.root, opset_only=opset_only, progress=progress, output_names=names,
+                        prefill_name="model.prefill.onnx" if kind == "decoder" else None)
         writer.path("module.ir").write_text(print_module(module), encoding="utf-8")
         writer.path("receipts.json").write_text(json.dumps([r.to_json() for r in receipts], indent=1) + "\n", encoding="utf-8")
-        _copy_companions(module, writer)
-        manifest = writer.finish(_manifest(module, recipe, pipeline, stages.names, str(model)))
+        _copy_companions(model, writer)
+        manifest = _manifest(module, recipe, pipeline, stages.names, str(model))
+        if written.prefill is not None:
+            manifest = replace(manifest, prefill_graph=written.prefill.name, prefill_from=PREFILL_FROM,
+                               prefill_weights=written.made_at_load)
+        manifest = writer.finish(manifest)
     return Compiled(Path(out), manifest, receipts, time.perf_counter() - start, peak_rss())
 
 
@@ -122,23 +132,31 @@ class _Stages:
         self.names: list[str] = []
 
     def add(self, name: str, module: Module) -> None:
-        stage = f"stages/{len(self.names):02d}-{name}.ir"
+        stage = f"stages/{len(self.names):02d}-{name}.ir.gz"
         text = print_module(module)
-        self.writer.path(stage).write_text(text, encoding="utf-8")
+        self.writer.path(stage).write_bytes(gzip.compress(text.encode(), mtime=0))
         if self.dump is not None:
             try:
                 self.dump.mkdir(parents=True, exist_ok=True)
-                (self.dump / Path(stage).name).write_text(text, encoding="utf-8")
+                (self.dump / Path(stage).stem).write_text(text, encoding="utf-8")
             except OSError as error:
                 raise ArtifactError(f"cannot write the dump: {error.strerror}", where=str(self.dump)) from error
         self.names.append(stage)
 
 
-def _copy_companions(module: Module, writer: ArtifactWriter) -> None:
-    folder = Path(str(module.meta.get("directory", "")))
+def _copy_companions(model: str | Path, writer: ArtifactWriter) -> None:
+    folder = _checkpoint_directory(Path(model).expanduser())
     for name in COMPANIONS:
-        if module.meta.get("directory") and (folder / name).is_file():
+        if folder is not None and (folder / name).is_file():
             shutil.copyfile(folder / name, writer.path(name))
+
+
+def _checkpoint_directory(path: Path) -> Path | None:
+    if path.suffix == ".gguf" and path.is_file():
+        from ingot.frontend.gguf import converted
+
+        return converted(path)
+    return path if path.is_dir() else None
 
 
 def _manifest(module: Module, recipe: str | None, pipeline: list[Pass], stages: list[str], source: str) -> Manifest:
@@ -178,7 +196,7 @@ def output_name(module: Module, index: int) -> str:
 
 def reference_logits(model: str | Path) -> Logits:
     """The logits of a model through the torch executor, float32 without a cache."""
-    from ingot.backends.torch.execute import Executor
+    from ingot.backends.torch.executor import Executor
 
     executor = Executor(load(model))
     names = [p.hint for p in executor.module.main.params]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import sys
@@ -25,6 +26,8 @@ def read_text(path: Path) -> str:
     if str(path) == "-":
         return sys.stdin.read()
     try:
+        if path.suffix == ".gz":
+            return gzip.decompress(path.read_bytes()).decode()
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
@@ -63,7 +66,7 @@ def dump_text(path: Path, *, after: str | None = None) -> str:
     manifest = Manifest.load(path, check_files=False)
     if after is None:
         return read_text(path / FINAL)
-    names = [Path(stage).stem.split("-", 1)[1] for stage in manifest.stages]
+    names = [Path(stage).name.split(".")[0].split("-", 1)[1] for stage in manifest.stages]
     if after not in names:
         raise ArtifactError(f"no stage {after}", where=str(path), hint=f"stages: {', '.join(dict.fromkeys(names))}")
     last = len(names) - 1 - names[::-1].index(after)

@@ -1,0 +1,132 @@
+"""Attention as one node: transformers' attention and mask interfaces around one custom torch op.
+
+Under `ATTENTION` a model hands its queries, keys and values to `ingot::attention`, with key heads still grouped, and the
+mask it would have built becomes a `Mask`: a plain description (causal, window, padding) instead of a graph.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import torch
+
+from ingot.errors import UnsupportedOp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
+ATTENTION = "ingot"
+"""The name under which transformers knows this attention."""
+
+
+@torch.library.custom_op("ingot::attention", mutates_args=())
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None,
+              sinks: torch.Tensor | None, scale: float, causal: bool, window: int | None,
+              softcap: float | None) -> torch.Tensor:
+    """q [b, h, s, d], k [b, g, t, d], v [b, g, t, e] -> [b, h, s, e]; the meaning is `ingot.ir.ops.attention.Attention`."""
+    raise NotImplementedError("ingot::attention exists to be traced, not to run")
+
+
+@attention.register_fake
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None,
+      sinks: torch.Tensor | None, scale: float, causal: bool, window: int | None, softcap: float | None) -> torch.Tensor:
+    return q.new_empty((*q.shape[:3], v.shape[3]))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a model's attention mask says. window: as in the `attention` op; padding: [b, t], nonzero where a key is visible."""
+
+    causal: bool
+    window: int | None
+    padding: torch.Tensor | None
+
+
+_STANDARD: dict[frozenset[str], tuple[bool, int | None]] = {
+    frozenset({"causal_mask_function"}): (True, None),
+    frozenset({"bidirectional_mask_function"}): (False, None),
+    frozenset({"causal_mask_function", "sliding_window_overlay"}): (True, 0),
+    frozenset({"bidirectional_mask_function", "sliding_window_bidirectional_overlay"}): (False, 1),
+}
+"""Mask functions of transformers by the parts they are made of: causal, and what to add to their window."""
+
+
+def _parts(function: Callable[..., Any]) -> Iterator[str]:
+    """Names of the functions an intersection of mask functions is made of."""
+    name = function.__qualname__.split(".")[0]
+    if name != "and_masks":
+        yield name
+        return
+    for cell in function.__closure__ or ():
+        for part in cell.cell_contents:
+            yield from _parts(part)
+
+
+def describe_mask(*, mask_function: Callable[..., Any], attention_mask: torch.Tensor | None, local_size: int | None = None,
+                  **rest: Any) -> Mask | torch.Tensor | None:
+    """transformers' mask interface: a `Mask` where the mask is a standard one, else the boolean tensor itself."""
+    found = _STANDARD.get(frozenset(_parts(mask_function)))
+    if found is None:
+        from transformers.masking_utils import sdpa_mask
+
+        skip = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        explicit: torch.Tensor | None = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask,
+                                                  local_size=local_size, **(rest | skip))
+        return explicit
+    causal, extra = found
+    return Mask(causal, None if extra is None or local_size is None else local_size + extra, attention_mask)
+
+
+def forward(module: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask | torch.Tensor | None, *,
+            scaling: float | None = None, is_causal: bool | None = None, softcap: float | None = None,
+            s_aux: torch.Tensor | None = None, position_bias: torch.Tensor | None = None, **rest: Any,
+            ) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: one `ingot::attention`, the result as [b, s, h, e]."""
+    unknown = [name for name, value in rest.items() if isinstance(value, torch.Tensor) and name not in _IGNORED]
+    if unknown:
+        raise UnsupportedOp(f"the attention of {type(module).__name__} is given {', '.join(unknown)}, which is not imported",
+                            hint="teach ingot/frontend/attention.py what it means")
+    padding, bias, window = None, position_bias, None
+    if isinstance(mask, Mask):
+        causal, window, padding = mask.causal, mask.window, mask.padding
+    elif mask is None:
+        causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
+    else:
+        causal = False
+        shut = torch.where(mask, 0.0, -torch.inf).to(q.dtype) if mask.dtype == torch.bool else mask
+        bias = shut if bias is None else bias + shut
+    scale = float(scaling) if scaling is not None else q.shape[-1] ** -0.5
+    out = attention(q, k, v, padding, bias, s_aux, scale, causal, window, softcap)
+    return out.transpose(1, 2).contiguous(), None
+
+
+_IGNORED = frozenset({"position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "position_embeddings"})
+"""Tensors that models pass along to every attention implementation and that change nothing here."""
+
+
+def implementation(model: type[PreTrainedModel]) -> str:
+    """The attention to import a model class with: this one, or its own written out where it does not take another."""
+    return ATTENTION if hasattr(sys.modules[model.__module__], "ALL_ATTENTION_FUNCTIONS") else "eager"
+
+
+def register() -> None:
+    """Tell transformers about this attention. Harmless when repeated."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, forward)
+    AttentionMaskInterface.register(ATTENTION, describe_mask)
+
+
+@contextmanager
+def one_sequence_per_row() -> Iterator[None]:
+    """While tracing: positions are inputs of their own and do not mean that a row packs several sequences."""
+    with patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None):
+        yield

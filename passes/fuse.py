@@ -1,0 +1,40 @@
+"""fuse: ops that a kernel computes better together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ingot.errors import PassError
+from ingot.ir.module import Module
+from ingot.ir.rewrite import Miss, Rule, rewrite
+from ingot.passes import fuse_linear, fuse_norm
+from ingot.passes.base import Context, Pass, option
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Joins ops into larger ones; without options, all of these. A fusion asked for that fits nowhere is an error."""
+
+    norm: bool = option(False, doc="a residual sum and the norm after it")
+    qkv: bool = option(False, doc="the linears of queries, keys and values, quantised or not")
+    mlp: bool = option(False, doc="the gate and up linears of a gated MLP, quantised or not")
+
+    name = "fuse"
+    establishes = ("fused",)
+    may_match_nothing = True
+
+    def run(self, module: Module, ctx: Context) -> int:
+        rules: dict[str, tuple[Rule, ...]] = {"norm": fuse_norm.RULES, "qkv": fuse_linear.RULES_QKV, "mlp": fuse_linear.RULES_MLP}
+        asked = [name for name in rules if getattr(self, name)]
+        found: dict[str, int] = {}
+        for name in asked or rules:
+            misses: list[Miss] = []
+            found[name] = rewrite(module, rules[name], misses=misses)
+            if ctx.misses is not None:
+                ctx.misses += misses
+        ctx.details.update(found)
+        for name in asked:
+            if not found[name]:
+                raise PassError(f"fuse{{{name}}} matched nothing in this model",
+                                hint=f"see why with: ingot explain FILE.ir --pass fuse{{{name}}}")
+        return sum(found.values())
