@@ -3,52 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
-from torch.utils._sympy.functions import CeilDiv, CleanDiv, FloorDiv, IntTrueDiv, Mod, PythonMod
+from torch.utils._sympy.functions import CeilDiv, CleanDiv, FloorDiv, IntTrueDiv, Max, Min, Mod, PythonMod
 
 from ingot.errors import UnsupportedOp
-from ingot.ir.dims import Dim, floordiv, mod, sym
+from ingot.ir.dims import Dim, evaluate, floordiv, mod, sym, symbols
 
 
-def dim_of(size: Any, names: Mapping[str, str]) -> Dim:
-    """The dim of an int, SymInt or sympy expression; `names` gives torch's symbols the names of the module's dims.
+@dataclass(frozen=True)
+class Sizes:
+    """names: torch's size symbols -> names of dims. ranges: dim -> (least, greatest) value."""
 
-    Raises UnsupportedOp for an expression that is no integer polynomial with floor divisions and remainders.
-    """
-    if isinstance(size, torch.SymInt):
-        size = size.node.expr
-    if isinstance(size, int):
-        return int(size)
-    if isinstance(size, sympy.Integer):
-        return int(size)
-    if isinstance(size, sympy.Symbol):
-        return sym(names.get(str(size), str(size)))
-    if isinstance(size, sympy.Expr):
+    names: Mapping[str, str]
+    ranges: Mapping[str, tuple[int, int]]
+
+    def dim(self, size: Any) -> Dim:
+        """The dim of an int, SymInt or sympy expression.
+
+        Raises UnsupportedOp for what is no integer polynomial with floor divisions and remainders.
+        """
+        if isinstance(size, torch.SymInt):
+            size = size.node.expr
+        if isinstance(size, int | sympy.Integer):
+            return int(size)
+        if isinstance(size, sympy.Symbol):
+            return sym(self.names.get(str(size), str(size)))
+        if isinstance(size, sympy.Expr):
+            found = self._expression(size)
+            if found is not None:
+                return found
+        raise UnsupportedOp(f"the size {size} is not made of sums, products, floor divisions and remainders",
+                            hint="give that axis a fixed size, or teach ingot/frontend/dimensions.py the function")
+
+    def _expression(self, size: sympy.Expr) -> Dim | None:
         args = size.args
-        if isinstance(size, sympy.Add):
-            total: Dim = 0
-            for arg in args:
-                total = total + dim_of(arg, names)
-            return total
-        if isinstance(size, sympy.Mul) and all(not arg.is_Rational or arg.is_Integer for arg in args):
-            total = 1
-            for arg in args:
-                total = total * dim_of(arg, names)
-            return total
-        if isinstance(size, sympy.Pow) and args[1].is_Integer and int(args[1]) > 0:
-            base, total = dim_of(args[0], names), 1
-            for _ in range(int(args[1])):
-                total = total * base
-            return total
+        if isinstance(size, sympy.Pow):
+            if not args[1].is_Integer or int(args[1]) < 1:
+                return None
+            args = (args[0],) * int(args[1])
+        elif isinstance(size, sympy.Mul) and any(arg.is_Rational and not arg.is_Integer for arg in args):
+            return None
+        dims = [self.dim(arg) for arg in args]
+        total = dims[0]
         if isinstance(size, FloorDiv | CleanDiv | IntTrueDiv):
-            return floordiv(dim_of(args[0], names), dim_of(args[1], names))
+            return floordiv(*dims)
         if isinstance(size, CeilDiv):
-            den = dim_of(args[1], names)
-            return floordiv(dim_of(args[0], names) + den - 1, den)
+            return floordiv(dims[0] + dims[1] - 1, dims[1])
         if isinstance(size, Mod | PythonMod):
-            return mod(dim_of(args[0], names), dim_of(args[1], names))
-    raise UnsupportedOp(f"the size {size} is not made of sums, products, floor divisions and remainders",
-                        hint="give that axis a fixed size, or teach frontend/dimensions.py the function")
+            return mod(*dims)
+        for dim in dims[1:]:
+            if isinstance(size, sympy.Add):
+                total = total + dim
+            elif isinstance(size, sympy.Mul | sympy.Pow):
+                total = total * dim
+            elif isinstance(size, Max | Min):
+                first = self._greater(total, dim)
+                if first is None:
+                    return None
+                total = total if first == isinstance(size, Max) else dim
+            else:
+                return None
+        return total
+
+    def _greater(self, a: Dim, b: Dim) -> bool | None:
+        """Whether a >= b for all sizes in range (False: a <= b); None when that depends on the size.
+
+        A polynomial that is linear in every size has its extremes at the corners of the ranges.
+        """
+        gap = a - b
+        free = sorted(set(symbols(gap)))
+        if "%" in str(gap) or any(name not in self.ranges for name in free):
+            return None
+        corners = [evaluate(gap, dict(zip(free, ends))) for ends in product(*(self.ranges[name] for name in free))]
+        if all(value >= 0 for value in corners):
+            return True
+        return False if all(value <= 0 for value in corners) else None

@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from ingot.errors import CheckpointError
@@ -63,9 +64,9 @@ def _convert(path: Path, target: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from ingot.frontend.huggingface import quiet
+    from ingot.frontend.architecture import first_line, quiet
 
-    where = {"pretrained_model_name_or_path": str(path.parent.resolve()), "gguf_file": path.name, "local_files_only": True}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent.resolve()), "gguf_file": path.name, "local_files_only": True}
     # transformers asks for accelerate before it reads a GGUF file, and uses it only to place models on several devices
     with (quiet(), patch("transformers.modeling_utils.is_accelerate_available", lambda *args: True),
           patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda items, **_: items)):
@@ -74,8 +75,7 @@ def _convert(path: Path, target: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**where)
         except Exception as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"transformers does not read this GGUF file: {first}", where=str(path)) from error
+            raise CheckpointError(f"transformers does not read this GGUF file: {first_line(error)}", where=str(path)) from error
     for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
         if hasattr(holder, name):  # the weights are plain float32 by now
             delattr(holder, name)

@@ -16,7 +16,7 @@ from torch.fx import Node
 from ingot.errors import IngotError, IRError, UnsupportedOp
 from ingot.frontend.aten import RULES, Graph
 from ingot.frontend.aten.registry import TORCH_DTYPES
-from ingot.frontend.dimensions import dim_of
+from ingot.frontend.dimensions import Sizes
 from ingot.frontend.tensors import held
 from ingot.ir.dims import Dim, Expr
 from ingot.ir.module import Module
@@ -33,22 +33,22 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _HERE = str(Path(__file__).parent)
 
 
-def import_program(program: ExportedProgram, *, name: str, names: Mapping[str, str], weight_of: WeightOf,
-                   tied: Mapping[str, str], prefix: str = "", outputs: tuple[str, ...] = ()) -> Module:
+def import_program(program: ExportedProgram, *, name: str, sizes: Sizes, weight_of: WeightOf, tied: Mapping[str, str],
+                   prefix: str = "", outputs: tuple[str, ...] = ()) -> Module:
     """The module of an exported program.
 
-    names: torch's size symbols -> names of dims. weight_of: called once per parameter or buffer that is used, with its
-    name without `prefix`. tied: names of tensors -> the first name of the same tensor. outputs: names of the returned
-    values, as far as given. Raises UnsupportedOp for an op without a rule.
+    weight_of: called once per parameter or buffer that is used, with its name without `prefix`. tied: names of tensors ->
+    the first name of the same tensor. outputs: names of the returned values, as far as given. Raises UnsupportedOp for an
+    op without a rule.
     """
-    return _Importer(program, name, names, weight_of, tied, prefix).run(outputs)
+    return _Importer(program, name, sizes, weight_of, tied, prefix).run(outputs)
 
 
 class _Importer:
-    def __init__(self, program: ExportedProgram, name: str, names: Mapping[str, str], weight_of: WeightOf,
-                 tied: Mapping[str, str], prefix: str) -> None:
+    def __init__(self, program: ExportedProgram, name: str, sizes: Sizes, weight_of: WeightOf, tied: Mapping[str, str],
+                 prefix: str) -> None:
         self.program = program
-        self.names = names
+        self.sizes = sizes
         self.weight_of = weight_of
         self.tied = tied
         self.prefix = prefix
@@ -164,7 +164,7 @@ class _Importer:
     def dim(self, val: Any) -> Dim | float:
         if isinstance(val, torch.SymFloat | torch.SymBool):
             raise UnsupportedOp(f"a number computed from sizes that is no integer: {val}")
-        return val if isinstance(val, float) else dim_of(val, self.names)
+        return val if isinstance(val, float) else self.sizes.dim(val)
 
     @staticmethod
     def dtype(dtype: torch.dtype) -> DType:
@@ -175,7 +175,7 @@ class _Importer:
     def type_of(self, tensor: Any) -> TensorType:
         if tensor is None:
             return None  # type: ignore[return-value]
-        return TensorType(self.dtype(tensor.dtype), tuple(dim_of(size, self.names) for size in tensor.shape))
+        return TensorType(self.dtype(tensor.dtype), tuple(self.sizes.dim(size) for size in tensor.shape))
 
 
 def is_number(val: Any) -> bool:
@@ -209,7 +209,7 @@ def symbol_names(program: ExportedProgram, dims: Mapping[str, tuple[str | int | 
         if node.op == "placeholder" and node.name in dims:
             for size, name in zip(node.meta["val"].shape, dims[node.name]):
                 if isinstance(size, torch.SymInt) and isinstance(name, str):
-                    dim = dim_of(size, {})
+                    dim = Sizes({}, {}).dim(size)
                     if isinstance(dim, Expr):
                         found[str(dim)] = name
     return found

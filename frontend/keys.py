@@ -20,6 +20,9 @@ from ingot.frontend.tensors import array_of, tensor_of
 from ingot.ir.types import DType, TensorType
 from ingot.ir.weights import DerivedWeight, FileWeight, Weight, call
 
+_FORMER_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+"""Tensors that older checkpoints store and models now compute."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -58,7 +61,7 @@ def match_keys(model: PreTrainedModel, tensors: Mapping[str, FileWeight]) -> Mat
         if name in wanted and tuple(wanted[name].shape) != weight.type.shape:
             raise CheckpointError(f"{weight.origin} is {list(weight.type.shape)}, the configuration makes {name} "
                                   f"{list(wanted[name].shape)}", hint="config.json and the weights are of different models")
-    ignored = [re.compile(p) for p in (*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq")]
+    ignored = [re.compile(p) for p in (*(model._keys_to_ignore_on_load_unexpected or ()), *_FORMER_BUFFERS)]
     return Match(found, [key for key in unexpected if not any(p.search(key) for p in ignored)])
 
 

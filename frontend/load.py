@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from ingot.errors import CheckpointError, IngotError
 from ingot.ir.module import Module
@@ -55,8 +56,8 @@ def _call(package: str, name: str) -> Module:
         raise IngotError(f"module {package} has no {name}", where=where) from None
     made = function()
     if isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], torch.nn.Module):
-        options = made[2] if len(made) == 3 else {}
-        return import_module(made[0], made[1], **({"name": name} | dict(options)))
+        options: dict[str, Any] = {"name": name} | dict(made[2] if len(made) == 3 else {})
+        return import_module(made[0], made[1], **options)
     if isinstance(made, torch.nn.Module):
         from transformers import PreTrainedModel
 

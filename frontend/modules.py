@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from ingot.errors import IngotError
+from ingot.frontend.dimensions import Sizes
 from ingot.frontend.importer import WeightOf, import_program, symbol_names
 from ingot.frontend.tensors import held
 from ingot.frontend.trace import trace
@@ -26,8 +27,8 @@ def import_module(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor] | S
 
     inputs: example tensors by parameter name of `forward`, or in its order. dims: per input one entry per axis, the name
     of a dim that may change or None (`{"ids": ("B", "S")}`); what is not named is fixed. ranges: name -> (least, greatest)
-    value, (1, 64) when not given; the module's may be narrower. outputs: names of the results. weight_of: handles for parameters and buffers, by name
-    without `prefix`. Tied parameters become one weight. Raises UnsupportedOp, IngotError.
+    value, (1, 64) when not given; the module's may be narrower. outputs: names of the results. weight_of: handles for
+    parameters and buffers, by name without `prefix`. Tied parameters become one weight. Raises UnsupportedOp, IngotError.
     """
     inputs = _named(model, inputs)
     dims = dims or {}
@@ -42,8 +43,8 @@ def import_module(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor] | S
     tied = _first_names(model)
     with _evaluating(model):
         program, ranges = trace(model, inputs, dims=dims, ranges=ranges)
-    module = import_program(program, name=name, names=symbol_names(program, dims), outputs=tuple(outputs),
-                            weight_of=weight_of, tied=tied, prefix=prefix)
+    module = import_program(program, name=name, sizes=Sizes(symbol_names(program, dims), ranges), weight_of=weight_of,
+                            tied=tied, prefix=prefix, outputs=tuple(outputs))
     for label, (least, greatest) in ranges.items():
         module.set_dim(label, least, greatest)
     verify(module)

@@ -59,7 +59,8 @@ def _export(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], dims: Ma
     return export(model, (), kwargs={k: v.clone() for k, v in inputs.items()}, dynamic_shapes=shapes, strict=False)
 
 
-_GUARD = re.compile(r"Not all values of (\w+) = (\S+) in the specified range .*? satisfy the generated guard (.+?)\.?$", re.MULTILINE)
+_GUARD = re.compile(r"Not all values of (\w+) = (\S+) in the specified range .*? satisfy the generated guard (.+?)\.?$",
+                    re.MULTILINE)
 
 
 def _narrowed(message: str, ranges: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
@@ -95,24 +96,22 @@ def _table() -> dict[torch._ops.OperatorBase, Callable[..., object]]:
     table = default_decompositions()
     for name in KEPT:
         packet, overload = name.split(".")
-        table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
+        table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)  # type: ignore[no-untyped-call]
     return table
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's own deprecation warnings and logging are not about the user's model."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
+    """torch's own deprecation warnings and logging are not about the user's model; what goes wrong is raised."""
+    disabled = logging.root.manager.disable
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        logger.setLevel(logging.ERROR)
+        for category in (FutureWarning, DeprecationWarning, UserWarning):
+            warnings.simplefilter("ignore", category)
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            logging.disable(disabled)
 
 
 def _first(error: Exception) -> str:

@@ -129,13 +129,13 @@ def reshape_axes(source: tuple[Dim, ...], target: tuple[Dim, ...]) -> AxisMap:
         di, dj = _run(source[i:], target[j:])
         group = [f"r{n + k}" for k in range(max(di, dj))]
         n += len(group)
-        if di == dj == 1:
+        if di == dj == 1 and source[i] == target[j]:
             left.append((group[0],))
             right.append((group[0],))
-        elif di == 1:
+        elif di == 1 and dj > 1:
             left.append(tuple(group))
             right.extend((g,) for g in group)
-        elif dj == 1:
+        elif dj == 1 and di > 1:
             left.extend((g,) for g in group)
             right.append(tuple(group))
         else:

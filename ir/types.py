@@ -140,6 +140,6 @@ def broadcast(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
         dims = [s[axis] for s in shapes if len(s) >= -axis]
         wide = [d for d in dims if d != 1]
         if any(d != wide[0] for d in wide[1:]):
-            raise IRError("shapes do not broadcast: " + " with ".join(str(list(s)) for s in shapes))
+            raise IRError("shapes do not broadcast: " + " with ".join(f"[{', '.join(map(str, s))}]" for s in shapes))
         out.append(wide[0] if wide else 1)
     return tuple(out)

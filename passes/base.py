@@ -64,6 +64,10 @@ class Pass(ABC):
         if cls.__dict__.get("name"):
             PASSES[cls.name] = cls
 
+    def requires(self) -> tuple[str, ...]:
+        """What must be given for these options; `needs` unless a pass says otherwise."""
+        return self.needs
+
     @abstractmethod
     def run(self, module: Module, ctx: Context) -> int:
         """Change the module in place; returns the number of sites changed. Raises PassError when it cannot."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from ingot.errors import PassError
 from ingot.ir.dims import sym
 from ingot.ir.module import Builder, Func, Module
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.creation import Arange
-from ingot.ir.types import TensorType, i64
+from ingot.ir.ops.pointwise import Cast, Clamp, Div, Mul, Round
+from ingot.ir.types import TensorType, i8, i64
 from ingot.ir.value import Value
-from ingot.passes.base import Context, Pass
+from ingot.ir.weights import ArrayWeight, call
+from ingot.passes.base import Context, Pass, option
+from ingot.passes.calibrate import peaks
 from ingot.passes.sequence import follow_sequence
 
 
@@ -30,25 +35,40 @@ class InsertKvCache(Pass):
     establishes = ("cached",)
     not_after = {"cached": "the model has a KV cache already"}  # noqa: RUF012
 
+    dtype: str = option("float", doc="elements of the cache: the model's own, or int8 with one scale per head and feature",
+                        choices=("float", "int8"))
+
+    def requires(self) -> tuple[str, ...]:
+        """int8 takes its scales from the keys and values of calibration text."""
+        return ("calibration",) if self.dtype == "int8" else ()
+
     def run(self, module: Module, ctx: Context) -> int:
         func = module.main
         found = follow_sequence(func)
         if not found.attentions:
             raise PassError("there is no causal attention to cache", hint="run recognize first, or compile without a cache")
+        scales = _scales(module, found.attentions, ctx) if self.dtype == "int8" else {}
         pos = _positions(func, found.aranges)
         least, greatest = module.dims[str(found.length)]
         module.set_dim("T", least, greatest)
-        new: list[Value] = []
+        writes: list[CacheWrite] = []
         for i, op in enumerate(found.attentions):
-            new += _cache(func, op, pos, i)
+            writes += _cache(func, op, pos, i, scales)
         first = len(func.returns)
-        func.set_returns([*func.returns, *new])
-        for index, value in enumerate(new, first):
-            write = value.op
-            assert isinstance(write, CacheWrite)
-            func.reuse[index] = write.cache
+        func.set_returns([*func.returns, *(w.result for w in writes)])
+        func.reuse.update(enumerate((w.cache for w in writes), first))
         func.drop_dead()
         return len(found.attentions)
+
+
+def _scales(module: Module, attentions: list[Attention], ctx: Context) -> dict[Value, np.ndarray]:
+    """The step of int8 keys and values [1, key heads, 1, features] by value, from their peaks on calibration text.
+
+    An eighth of headroom keeps other text from clipping.
+    """
+    watched = [v for op in attentions for v in (op.k, op.v)]
+    found = peaks(module, watched, ctx, keep=(1, 3))
+    return {v: (np.maximum(peak, 1e-6) * (1.125 / 127)).astype(np.float32) for v, peak in found.items()}
 
 
 def _positions(func: Func, aranges: list[Arange]) -> Value:
@@ -61,17 +81,13 @@ def _positions(func: Func, aranges: list[Arange]) -> Value:
             if user.name != "reshape" or user.result.type.dims != (1, *arange.result.type.dims):
                 raise PassError(f"positions are counted by {arange!r} and used by {user.name} in a way that cannot follow a cache",
                                 where=user.loc)
-            value = pos
-            if arange.dtype != i64:
-                from ingot.ir.ops.pointwise import Cast
-
-                value = Builder(func, before=user)(Cast(pos, arange.dtype))
-            rewire(func, user.result, value)
+            value = pos if arange.dtype == i64 else Builder(func, before=user)(Cast(pos, arange.dtype))
+            _rewire(func, user.result, value)
     func.retype()
     return pos
 
 
-def rewire(func: Func, old: Value, new: Value) -> None:
+def _rewire(func: Func, old: Value, new: Value) -> None:
     """Let users of `old` take `new` although its type differs; the caller retypes the func afterwards."""
     for user in old.users:
         for name, value in user.operand_fields:
@@ -81,13 +97,22 @@ def rewire(func: Func, old: Value, new: Value) -> None:
                 raise PassError(f"{user.name} takes {old!r} in a list, which cannot change its type", where=user.loc)
 
 
-def _cache(func: Func, op: Attention, pos: Value, index: int) -> list[Value]:
+def _cache(func: Func, op: Attention, pos: Value, index: int, scales: dict[Value, np.ndarray]) -> list[CacheWrite]:
     b = Builder(func, before=op)
-    written: list[Value] = []
-    for value, name in ((op.k, "kc"), (op.v, "vc")):
+    writes: list[CacheWrite] = []
+    read: list[Value] = []
+    for value, name in ((op.k, f"kc{index}"), (op.v, f"vc{index}")):
         batch, heads, _, features = value.type.dims
-        cache = func.add_param(f"{name}{index}", value.type.with_dims(batch, heads, sym("T"), features))
-        written.append(b(CacheWrite(cache, value, pos), hint=f"{name}{index}_new"))
-    cached = b(Attention(op.q, written[0], written[1], pos, op.mask, op.bias, op.sinks, **op.attrs))
+        if value not in scales:
+            cache = func.add_param(name, value.type.with_dims(batch, heads, sym("T"), features))
+            writes.append(CacheWrite(cache, value, pos))
+            read.append(b(writes[-1], hint=f"{name}_new"))
+            continue
+        cache = func.add_param(name, TensorType(i8, (batch, heads, sym("T"), features)))
+        step = b.const(f"{name}.scale", ArrayWeight(scales[value], call("computed", **{"pass": "insert-kv-cache", "key": name})))
+        codes = b(Cast(b(Clamp(b(Round(b(Div(value, step)))), -128.0, 127.0)), i8))
+        writes.append(CacheWrite(cache, codes, pos))
+        read.append(b(Mul(b(Cast(b(writes[-1], hint=f"{name}_new"), value.type.dtype)), step)))
+    cached = b(Attention(op.q, read[0], read[1], pos, op.mask, op.bias, op.sinks, **op.attrs))
     func.replace(op.result, cached)
-    return written
+    return writes

@@ -67,7 +67,7 @@ def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool
         for fact, reason in p.not_after.items():
             if fact in facts:
                 raise PassError(f"{p.name} cannot follow {facts[fact]}: {reason}")
-        if "calibration" in p.needs and not has_calibration:
+        if "calibration" in p.requires() and not has_calibration:
             raise PassError(f"{p.name} needs calibration text", hint="give a file with --calib")
         for fact in p.establishes:
             facts[fact] = p.name

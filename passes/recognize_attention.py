@@ -2,75 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from ingot.ir.dims import Dim
 from ingot.ir.module import Builder
 from ingot.ir.ops.attention import Attention
 from ingot.ir.ops.creation import Scalar
 from ingot.ir.ops.layout import Expand, Reshape, Transpose
 from ingot.ir.ops.matmul import MatMul
-from ingot.ir.ops.pointwise import Add, Cast, Mul, Tanh, Where
+from ingot.ir.ops.pointwise import Add, Cast, Mul, Where
 from ingot.ir.ops.reduce import Softmax
 from ingot.ir.pattern import Match, NoMatch, P, Through, V, scalar_of
 from ingot.ir.rewrite import Rule
 from ingot.ir.types import f32
 from ingot.ir.value import Value
-from ingot.passes.attention_mask import SHUT, Visibility, read_mask, terms
+from ingot.passes.attention_mask import Visibility, read_mask, terms
+from ingot.passes.attention_scores import Bias, Dims, Scores, heads_apart, read_scores, regroup
 from ingot.passes.simplify_pointwise import number
-
-Dims = tuple[Dim, ...]
-
-
-@dataclass
-class Bias:
-    """A summand of the scores: `value`, or zero where `hidden` is a condition (`negated`: where it does not hold).
-
-    merged: the [b, h] its first axis must be split into, or ().
-    """
-
-    value: Value
-    factor: float = 1.0
-    shut: float | None = None
-    negated: bool = False
-    merged: Dims = ()
-
-
-@dataclass
-class Scores:
-    """softcap * tanh(scale * q @ kt / softcap) + biases."""
-
-    product: MatMul
-    merged: Dims = ()
-    scale: float = 1.0
-    softcap: float | None = None
-    biases: list[Bias] = field(default_factory=list)
 
 
 class WrittenAttention(Rule):
-    """softmax(scale * q @ k^T + bias) @ v with casts, caps and masks in between, the heads an axis or merged with the batch."""
+    """softmax(scale * q @ k^T + bias) @ v with casts, caps and masks in between, the heads an axis or merged with the batch.
+
+    A query from which all keys are hidden by a finite bias gets zeros instead of a mean over hidden keys.
+    """
 
     pattern = P(MatMul, Through(P(Softmax, V("scores"), bind="softmax"), (Cast, Reshape)), V("v"), bind="outer")
 
     def check(self, m: Match) -> None:
         softmax, v = m["softmax"], m["v"]
-        dims = softmax.result.type.dims
-        if softmax.axis % len(dims) != len(dims) - 1:
+        if softmax.axis % softmax.x.type.rank != softmax.x.type.rank - 1:
             raise NoMatch("the softmax is not over the last axis", softmax.result)
-        merged: Dims = ()
-        probabilities = m["outer"].x.type
-        if probabilities.dims != dims:
-            if len(dims) != 4 or probabilities.dims != (dims[0] * dims[1], *dims[2:]):
-                raise NoMatch("the probabilities are reshaped", m["outer"].x)
-            merged = dims[:2]
-        elif len(dims) == 3:
-            merged = (dims[0], 1)
-        elif len(dims) != 4:
-            raise NoMatch(f"the scores have {len(dims)} axes", softmax.result)
-        m.extra["merged"] = merged
-        m.extra["read"] = read = _scores(m["scores"], () if len(dims) == 4 else merged)
-        q, kt = (_shape(x, read.merged) for x in (read.product.x, read.product.y))
-        values = _shape(v, merged)
+        m.extra["read"] = read = read_scores(m["scores"])
+        regroup(read, softmax.result, m["outer"].x)
+        if not read.heads and read.product.result.type.rank == 3:
+            read.heads = (read.product.result.type.dims[0], 1)
+        q, kt = (heads_apart(x, read.heads) for x in (read.product.x, read.product.y))
+        values = heads_apart(v, read.heads)
         if q[0] != kt[0] or values[:2] != kt[:2] or values[2] != kt[3]:
             raise NoMatch("queries, keys and values do not have the shapes of attention", v)
         if not (isinstance(q[1], int) and isinstance(kt[1], int) and q[1] % kt[1] == 0):
@@ -78,15 +43,15 @@ class WrittenAttention(Rule):
 
     def build(self, m: Match, b: Builder) -> Value:
         read: Scores = m["read"]
-        q = _split(b, read.product.x, read.merged)
-        k = _keys(b, read.product.y, read.merged)
-        v = _split(b, m["v"], m["merged"])
+        q = _split(b, read.product.x, read.heads)
+        k = _keys(b, read.product.y, read.heads)
+        v = _split(b, m["v"], read.heads)
         bias: Value | None = None
         for item in read.biases:
-            value = _bias(b, item)
+            value = _bias(b, item, read.heads)
             bias = value if bias is None else b(Add(bias, value))
         y = b(Attention(q, k, v, bias=bias, scale=read.scale, softcap=read.softcap))
-        result = m.op.result.type
+        result = m.op.results[0].type
         if y.type.dtype != result.dtype:
             y = b(Cast(y, result.dtype))
         return y if y.type == result else b(Reshape(y, result.dims))
@@ -150,6 +115,20 @@ class ExpandedBias(Rule):
         return b(m["attention"].clone(bias=m["attention"].bias.op.x))
 
 
+class OpenMask(Rule):
+    """A mask that hides nothing."""
+
+    pattern = P(Attention, bind="attention")
+
+    def check(self, m: Match) -> None:
+        mask = m["attention"].mask
+        if mask is None or not scalar_of(mask):
+            raise NoMatch("its mask is not known to be open", mask)
+
+    def build(self, m: Match, b: Builder) -> Value:
+        return b(m["attention"].clone(mask=None))
+
+
 class RepeatedHeads(Rule):
     """Key and value heads repeated to the number of query heads: attention shares them by itself."""
 
@@ -194,76 +173,23 @@ class ScaledQuery(Rule):
         return b(op.clone(**{m["name"]: value, "scale": op.scale * m["factor"]}))
 
 
-def _scores(value: Value, merged: Dims) -> Scores:
-    """Reads scores back to the product of queries and keys. Raises NoMatch saying where it stops."""
-    op = value.op
-    match op:
-        case MatMul():
-            return Scores(op, merged)
-        case Cast() if op.x.type.dtype.is_float:
-            return _scores(op.x, merged)
-        case Reshape() if op.x.type.rank == 3 and len(op.shape) == 4 and op.x.type.dims[1:] == op.shape[2:] and not merged:
-            return _scores(op.x, op.shape[:2])
-        case Mul() if isinstance(op.x.op, Tanh) and (cap := scalar_of(op.y)) is not None:
-            read = _scores(op.x.op.x, merged)
-            if read.biases or read.softcap is not None or cap <= 0:
-                raise NoMatch("a bias is added before the soft cap", value)
-            read.scale, read.softcap = read.scale * cap, cap
-            return read
-        case Mul() if (factor := scalar_of(op.y)) is not None and factor > 0:
-            read = _scores(op.x, merged)
-            if read.softcap is not None:
-                raise NoMatch("capped scores are scaled", value)
-            read.scale *= factor
-            for bias in read.biases:
-                bias.factor *= factor
-            return read
-        case Where():
-            for scores, shut, negated in ((op.x, op.y, False), (op.y, op.x, True)):
-                low = scalar_of(shut)
-                if low is not None and low <= SHUT:
-                    read = _scores(scores, merged)
-                    read.biases.append(Bias(op.cond, shut=low, negated=negated, merged=read.merged if merged else ()))
-                    return read
-        case Add():
-            try:
-                read, bias = _scores(op.x, merged), op.y
-            except NoMatch:
-                read, bias = _scores(op.y, merged), op.x
-            read.biases.append(Bias(bias, merged=merged))
-            return read
-    raise NoMatch("no product of queries and keys: " + (f"found {op.name}" if op else "found an input"), value)
+def _split(b: Builder, x: Value, heads: Dims) -> Value:
+    return x if x.type.rank == 4 else b(Reshape(x, heads_apart(x, heads)))
 
 
-def _shape(x: Value, merged: Dims) -> Dims:
-    """The dims of x with its first axis split into `merged`. Raises NoMatch when it cannot be."""
-    dims = x.type.dims
-    if not merged:
-        if len(dims) != 4:
-            raise NoMatch(f"{x.type} has no axis of heads", x)
-        return dims
-    if len(dims) != 3 or dims[0] != merged[0] * merged[1]:
-        raise NoMatch(f"{x.type} is not [batch * heads, ...]", x)
-    return (*merged, *dims[1:])
-
-
-def _split(b: Builder, x: Value, merged: Dims) -> Value:
-    return b(Reshape(x, _shape(x, merged))) if merged else x
-
-
-def _keys(b: Builder, kt: Value, merged: Dims) -> Value:
+def _keys(b: Builder, kt: Value, heads: Dims) -> Value:
     """Keys [b, g, t, d] from their transpose."""
-    if not merged:
+    if kt.type.rank == 4:
         return b(Transpose(kt, (0, 1, 3, 2)))
     turn = kt.op
     k = turn.x if isinstance(turn, Transpose) and turn.perm == (0, 2, 1) else b(Transpose(kt, (0, 2, 1)))
-    return _split(b, k, merged)
+    return _split(b, k, heads)
 
 
-def _bias(b: Builder, item: Bias) -> Value:
+def _bias(b: Builder, item: Bias, heads: Dims) -> Value:
     value = item.value
-    if item.merged and value.type.rank == 3:
-        split = item.merged if value.type.dims[0] == item.merged[0] * item.merged[1] else (1, 1)
+    if value.type.rank == 3 and heads:
+        split = heads if value.type.dims[0] == heads[0] * heads[1] else (1, 1)
         value = b(Reshape(value, (*split, *value.type.dims[1:])))
     if item.shut is not None:
         zero, shut = b(Scalar(0.0, f32)), b(Scalar(item.shut, f32))
@@ -284,4 +210,5 @@ def _repeated(value: Value) -> tuple[Value, Dims] | None:
     return (source, (*wide[:2], *wide[3:])) if value.type.dims == (wide[0], wide[1] * wide[2], *wide[3:]) else None
 
 
-RULES: tuple[Rule, ...] = (WrittenAttention(), MaskedBias(), ExpandedBias(), RepeatedHeads(), ScaledQuery())
+RULES: tuple[Rule, ...] = (WrittenAttention(), MaskedBias(), ExpandedBias(), OpenMask(), RepeatedHeads(),
+                           ScaledQuery())

@@ -66,4 +66,22 @@ class LinearOfReshape(Rule):
         return b(Reshape(b(linear.clone(x=linear.x.op.x)), m.op.result.type.dims))
 
 
-RULES: tuple[Rule, ...] = (ProductWithWeight(), LinearBias(), LinearOfReshape())
+class LinearBetweenReshapes(Rule):
+    """A linear over rows that were flattened before it and are unflattened after it is one over the unflattened rows."""
+
+    pattern = P(Reshape, P(Linear, bind="linear"))
+
+    def check(self, m: Match) -> None:
+        linear, shape = m["linear"], m.op.result.type.dims
+        if not isinstance(linear.x.op, Reshape):
+            raise NoMatch("its input is not reshaped", linear.x)
+        if len(shape) <= linear.x.type.rank or shape[-1] != linear.result.type.dims[-1] or linear.result.n_uses > 1:
+            raise NoMatch("the reshape after it does more than split leading axes", m.op.result)
+
+    def build(self, m: Match, b: Builder) -> Value:
+        linear = m["linear"]
+        rows = (*m.op.result.type.dims[:-1], linear.x.type.dims[-1])
+        return b(linear.clone(x=b(Reshape(linear.x.op.x, rows))))
+
+
+RULES: tuple[Rule, ...] = (ProductWithWeight(), LinearBias(), LinearOfReshape(), LinearBetweenReshapes())

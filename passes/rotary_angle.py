@@ -69,11 +69,12 @@ class _Walk:
                 back = {p: self.axes[i] for i, p in enumerate(op.perm)}
                 self.axes = tuple(back[i] for i in range(len(back)))
             case Concat() if op.axis % value.type.rank == last and len(set(op.xs)) == 1:
-                self.index = self.index % op.xs[0].type.dims[last]
+                self.index = self.index % (len(self.index) // len(op.xs))
             case Slice() if op.axis == last and isinstance(op.start, int):
                 self.index = self.index * op.step + op.start
             case Split() if op.axis % value.type.rank == last:
-                self.index = self.index + sum(op.sizes[:op.results.index(value)])
+                before = op.sizes[:op.results.index(value)]
+                self.index = self.index + sum(n for n in before if isinstance(n, int))
             case Reshape() if (source := _each_twice(op)) is not None:
                 self.value, self.index = source, self.index // 2
                 self.axes = self.axes[len(self.axes) - source.type.rank:]

@@ -8,7 +8,7 @@ from ingot.ir.op import Op
 from ingot.ir.ops.creation import Full, Scalar
 from ingot.ir.ops.layout import Concat, Expand, Reshape, Slice, Split, Take, TakeAlong, Transpose
 from ingot.ir.ops.reduce import Along
-from ingot.ir.pattern import Match, NoMatch, P, V
+from ingot.ir.pattern import Either, Match, NoMatch, P, V
 from ingot.ir.rewrite import Rule
 from ingot.ir.value import Const, Value
 from ingot.ir.weights import ArrayWeight
@@ -55,9 +55,10 @@ class AxisForm(Rule):
 
 
 class UniformStays(Rule):
-    """A uniform tensor moved or broadcast is a uniform tensor of the new shape."""
+    """A uniform tensor moved, broadcast or picked from is a uniform tensor of the new shape."""
 
-    pattern = P((Reshape, Expand, Transpose, Slice), P((Scalar, Full), bind="uniform"))
+    pattern = Either(P((Reshape, Expand, Transpose, Slice), P((Scalar, Full), bind="uniform")),
+                     P((Take, TakeAlong), P(Full, bind="uniform"), V("index")))
 
     def build(self, m: Match, b: Builder) -> Value:
         type_ = m.op.result.type
@@ -120,8 +121,8 @@ class SliceOfConcat(Rule):
         m.extra["parts"] = _covered([(x, x.type.dims[_axis(concat)]) for x in concat.xs], cut, concat.result)
 
     def build(self, m: Match, b: Builder) -> Value:
-        parts = m["parts"]
-        return parts[0] if len(parts) == 1 else b(Concat(tuple(parts), m["concat"].axis))  # type: ignore[no-any-return]
+        parts: list[Value] = m["parts"]
+        return parts[0] if len(parts) == 1 else b(Concat(tuple(parts), m["concat"].axis))
 
 
 class ConcatOfConcat(Rule):

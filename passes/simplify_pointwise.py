@@ -53,6 +53,9 @@ def shaped(b: Builder, value: Value, type: TensorType) -> Value:
     return value if value.type == type else b(Expand(value, type.dims))
 
 
+_NEUTRAL: dict[type[Op], float] = {Add: 0.0, Sub: 0.0, Mul: 1.0, Div: 1.0, Pow: 1.0, And: 1.0, Or: 0.0}
+
+
 class ConstantRight(Rule):
     """The constant operand of a commutative op stands on the right."""
 
@@ -74,11 +77,10 @@ class Identity(Rule):
     """x + 0, x - 0, x * 1, x / 1, x ** 1, and with true, or with false."""
 
     pattern = P((Add, Sub, Mul, Div, Pow, And, Or))
-    neutral = {Add: 0.0, Sub: 0.0, Mul: 1.0, Div: 1.0, Pow: 1.0, And: 1.0, Or: 0.0}  # noqa: RUF012
 
     def check(self, m: Match) -> None:
         x, y = m.op.operands
-        if scalar_of(y) != self.neutral[type(m.op)]:
+        if scalar_of(y) != _NEUTRAL[type(m.op)]:
             raise NoMatch("the operand is not neutral", y)
         if x.type.dtype != m.op.result.type.dtype:
             raise NoMatch("it changes the element type", x)
@@ -155,7 +157,8 @@ class Negation(Rule):
             raise NoMatch("it broadcasts or casts x", x)
 
     def build(self, m: Match, b: Builder) -> Value:
-        return b(Neg(m["x"])) if m["minus"] else m["x"]  # type: ignore[no-any-return]
+        x: Value = m["x"]
+        return b(Neg(x)) if m["minus"] else x
 
 
 class PowerOfScalar(Rule):

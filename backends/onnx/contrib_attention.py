@@ -15,8 +15,10 @@ from ingot.backends.onnx.dtypes import onnx_dtype
 from ingot.backends.onnx.registry import CONTRIB_DOMAIN, Decline, rule
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.layout import Reshape, Split, Transpose
+from ingot.ir.ops.pointwise import Cast, Clamp, Div, Mul, Round
 from ingot.ir.ops.rope import Rope
-from ingot.ir.types import TensorType, f32, i32
+from ingot.ir.pattern import NoMatch, P, V, match
+from ingot.ir.types import TensorType, f32, i8, i32
 from ingot.ir.value import Const, Value
 from ingot.ir.weights import Weight
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from ingot.backends.onnx.lowering import Lowering
 
 SWAP = (0, 2, 1, 3)
+CODES = P(Cast, P(Clamp, P(Round, P(Div, V("x"), V("step"))), least=-128.0, greatest=127.0))
+"""How insert-kv-cache codes int8 keys and values."""
+INT8_CACHE = {"kv_cache_bit_width": 8, "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
 
 
 @rule(Reshape, contrib=True)
@@ -47,28 +52,48 @@ def attention(op: Attention, lo: Lowering) -> str:
 
 def grouped_query_attention(op: Attention, lo: Lowering) -> str:
     """The kernel's output [b, s, heads * features]; also provides the written caches. Raises Decline where it does not fit."""
-    k, v = op.k.op, op.v.op
-    if not isinstance(k, CacheWrite) or not isinstance(v, CacheWrite) or op.pos is None:
-        raise Decline("keys and values do not come from a cache")
-    if not (op.causal and lo.is_port(k.cache) and lo.is_port(v.cache) and k.pos is v.pos is op.pos and lo.is_port(op.pos)):
+    (k, new_k, k_scale), (v, new_v, v_scale) = _cached(op.k), _cached(op.v)
+    if op.pos is None or not lo.is_port(op.pos) or not k.pos is v.pos is op.pos:
+        raise Decline("not positions given from outside")
+    if not (op.causal and lo.is_port(k.cache) and lo.is_port(v.cache)):
         raise Decline("not plain causal attention over cache parameters")
     if op.mask is not None or op.q.type.dims[3] != op.v.type.dims[3] or op.q.type.dtype != f32:
         raise Decline("masked, or of another type or value width")
-    q, new_k, tables, rotary = _rotary(op.q, k.new, op.pos, lo)
+    q, new_k, tables, rotary = _rotary(op.q, new_k, op.pos, lo)
     heads, groups = op.heads
-    packed = _packed(q, new_k, v.new)
-    inputs = (lo(packed), None, None) if packed is not None else tuple(_merged(x, lo) for x in (q, new_k, v.new))
+    packed = _packed(q, new_k, new_v)
+    inputs = (lo(packed), None, None) if packed is not None else tuple(_merged(x, lo) for x in (q, new_k, new_v))
     last, total = _lengths(op.pos, lo)
     bias = lo(op.bias) if op.bias is not None else None
     sinks = lo(op.sinks) if op.sinks is not None else None
     out, present_k, present_v = lo.emit_many(
         "GroupQueryAttention", *inputs, lo.port(k.cache), lo.port(v.cache), last, total, *tables, None, bias, sinks,
-        n_out=3, domain=CONTRIB_DOMAIN, num_heads=heads, kv_num_heads=groups, scale=op.scale, softcap=op.softcap or 0.0,
-        local_window_size=op.window if op.window is not None else -1, **rotary)
+        k_scale and lo.weight(k_scale), v_scale and lo.weight(v_scale), n_out=3, domain=CONTRIB_DOMAIN, num_heads=heads, kv_num_heads=groups, scale=op.scale, softcap=op.softcap or 0.0,
+        local_window_size=op.window if op.window is not None else -1, **rotary, **(INT8_CACHE if k_scale is not None else {}))
     for write, present in ((k, present_k), (v, present_v)):
         if not lo.provided(write.result):
             lo.provide(write.result, present)
     return out
+
+
+def _cached(value: Value) -> tuple[CacheWrite, Value, Const | None]:
+    """The cache behind keys or values, what is written to it (before int8 coding), and the int8 scale if there is one."""
+    decode = value.op
+    if isinstance(decode, CacheWrite):
+        return decode, decode.new, None
+    if not isinstance(decode, Mul) or not isinstance(decode.y, Const) or not isinstance(decode.x.op, Cast):
+        raise Decline("keys and values do not come from a cache")
+    write, scale = decode.x.op.x.op, decode.y
+    if not isinstance(write, CacheWrite) or write.cache.type.dtype != i8:
+        raise Decline("keys and values do not come from an int8 cache")
+    try:
+        code = match(CODES, write.new.op) if write.new.op is not None else None
+    except NoMatch:
+        code = None
+    if code is None or code["step"] is not scale or scale.type.dims != (1, value.type.dims[1], 1, value.type.dims[3]):
+        raise Decline("the int8 cache is coded in another way than the kernel's")
+    new: Value = code["x"]
+    return write, new, scale
 
 
 def _rotary(q: Value, k: Value, pos: Value, lo: Lowering) -> tuple[Value, Value, tuple[str | None, str | None], dict[str, int]]:
@@ -77,7 +102,8 @@ def _rotary(q: Value, k: Value, pos: Value, lo: Lowering) -> tuple[Value, Value,
     if not isinstance(a, Rope) or not isinstance(b, Rope) or not isinstance(a.inv_freq, Const):
         return q, k, (None, None), {}
     same = a.inv_freq is b.inv_freq and a.pos is b.pos is pos and (a.scale, a.interleaved) == (b.scale, b.interleaved)
-    if not same:
+    # The kernel turns heads of a multiple of 16 features only.
+    if not same or q.type.dims[3] % 16 != 0:
         return q, k, (None, None), {}
     most = lo.module.dims["T"][1] if "T" in lo.module.dims else 0
     freq, scale = a.inv_freq, a.scale

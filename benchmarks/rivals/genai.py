@@ -15,14 +15,20 @@ class Genai:
 
     def __init__(self, model_dir: Path, threads: int) -> None:
         config = og.Config(str(model_dir))
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        config.overlay(
+            json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}})
+        )
         self.model = og.Model(config)
 
     def _generator(self, batch: int, length: int) -> og.Generator:
         params = og.GeneratorParams(self.model)
         # The shared KV buffers are allocated at max_length, so it is kept at what the workload needs.
         params.set_search_options(
-            batch_size=batch, max_length=length, min_length=length, do_sample=False, past_present_share_buffer=True
+            batch_size=batch,
+            max_length=length,
+            min_length=length,
+            do_sample=False,
+            past_present_share_buffer=True,
         )
         return og.Generator(self.model, params)
 
@@ -53,7 +59,10 @@ def main() -> None:
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    serve(Genai(args.model_dir, args.threads), [args.model_dir / "model.onnx", args.model_dir / "model.onnx.data"])
+    serve(
+        Genai(args.model_dir, args.threads),
+        [args.model_dir / "model.onnx", args.model_dir / "model.onnx.data"],
+    )
 
 
 if __name__ == "__main__":

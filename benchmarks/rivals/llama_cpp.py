@@ -5,14 +5,14 @@ import sys
 # This file carries the name of the package it imports: look that up before the script's own folder.
 sys.path.append(sys.path.pop(0))
 
-import argparse  # noqa: E402
-import ctypes  # noqa: E402
-import time  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import ctypes
+import time
+from pathlib import Path
 
-import llama_cpp as llama  # noqa: E402
-import numpy as np  # noqa: E402
-from protocol import DECODE_STEPS, VOCABULARY, WARM_STEPS, prompt_tokens, serve  # noqa: E402
+import llama_cpp as llama
+import numpy as np
+from protocol import DECODE_STEPS, VOCABULARY, WARM_STEPS, prompt_tokens, serve
 
 
 class LlamaCpp:

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI worker: `openvino.py MODEL_DIR [--threads N]`, run with the OpenVINO environment's python."""
+"""OpenVINO GenAI worker: `openvino.py MODEL_DIR [--threads N]`, run with that environment's python."""
 
 import sys
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 # This file carries the name of the package it imports: look that up before the script's own folder.
 sys.path.append(sys.path.pop(0))
 
-import argparse  # noqa: E402
+import argparse
 
-import numpy as np  # noqa: E402
-import openvino  # noqa: E402
-import openvino_genai  # noqa: E402
-from protocol import DECODE_STEPS, WARM_STEPS, prompt_tokens, serve  # noqa: E402
+import numpy as np
+import openvino
+import openvino_genai
+from protocol import DECODE_STEPS, WARM_STEPS, prompt_tokens, serve
 
 
 class OpenVino:
@@ -34,7 +34,7 @@ class OpenVino:
     def decode(self, batch: int, prompt: int) -> tuple[float, int]:
         """Seconds for DECODE_STEPS greedy steps of `batch` sequences after a prompt."""
         times = self._generate(batch, prompt, 1 + WARM_STEPS + DECODE_STEPS).m_new_token_times
-        return times[-1] - times[-1 - DECODE_STEPS], DECODE_STEPS * batch
+        return (times[-1] - times[-1 - DECODE_STEPS]) / 1e3, DECODE_STEPS * batch
 
 
 def main() -> None:

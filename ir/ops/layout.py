@@ -275,6 +275,8 @@ class Pick(Op):
         index = self.index.type.dims
         if axis == 0 or len(index) != 2 or self.x.type.dims[0] not in (1, index[0]):
             raise self.fail("x is [b, ...] and index [b, n], the axis not the first")
+        if not self.index.type.dtype.is_integer:
+            raise self.fail("the index must be an integer tensor")
         dims = self.x.type.dims
         return self.x.type.with_dims(index[0], *dims[1:axis], index[1], *dims[axis + 1:])
 

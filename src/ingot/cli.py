@@ -47,19 +47,20 @@ threads = click.option("--threads", type=click.IntRange(1), help="Threads within
 @click.option("--target", type=click.Choice(["ort"]), default="ort", show_default=True)
 @click.option("--recipe", help="A named pipeline; see `ingot passes` [default: fp32].")
 @click.option("--passes", help="A pipeline instead of a recipe: name,name{option=value ...},...")
+@click.option("--calib", type=click.Path(path_type=Path), help="Calibration text or an .npz of token chunks [default: a sample].")
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
 @click.option("--dump", type=click.Path(path_type=Path), help="Also write the text of every stage here.")
 @click.option("--opset-only", is_flag=True, help="Standard ONNX operators alone.")
 @click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True, help="Floating type of the graph.")
 @as_json
-def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str | None, force: bool, dump: Path | None,
-             opset_only: bool, dtype: str, as_json: bool) -> None:
+def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str | None, calib: Path | None, force: bool,
+             dump: Path | None, opset_only: bool, dtype: str, as_json: bool) -> None:
     """Compile MODEL (a checkpoint directory, a .gguf file, an .ir file, package.module:callable)."""
     from ingot.compiler import compile as run
     from ingot.progress import progress_bar
 
     with progress_bar("compile") as step:
-        made = run(model, out, target=target, recipe=recipe, passes=passes, force=force, dump=dump, opset_only=opset_only,
+        made = run(model, out, target=target, recipe=recipe, passes=passes, calib=calib, force=force, dump=dump, opset_only=opset_only,
                    dtype=dtype, progress=step)
     if as_json:
         click.echo(json.dumps(made.to_json()))

@@ -74,11 +74,12 @@ class Compiled:
 
 
 def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: str | None = None, passes: str | None = None,
-            force: bool = False, dump: str | Path | None = None, opset_only: bool = False, dtype: str = "f32",
+            calib: str | Path | None = None, force: bool = False, dump: str | Path | None = None, opset_only: bool = False, dtype: str = "f32",
             progress: Step | None = None) -> Compiled:
     """Compile a model into an artifact directory.
 
-    recipe: a named pipeline (fp32 when neither it nor `passes` is given). dump: a directory that also gets the text of
+    recipe: a named pipeline (fp32 when neither it nor `passes` is given). calib: text or token chunks for passes that
+    calibrate (a small sample that comes with ingot, when not given). dump: a directory that also gets the text of
     every stage. opset_only: standard ONNX operators alone. A killed or failing run leaves an existing artifact as it was.
     Raises IngotError; see `load` and `optimize`.
     """
@@ -97,7 +98,13 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
         kind = str(module.meta.get("kind", "other"))
         if pipeline is None:
             pipeline = parse_pipeline(recipe_text(recipe or "fp32", kind=kind))
-        check_order(pipeline, module)
+        context = Context(progress=progress)
+        if any("calibration" in p.requires() for p in pipeline):
+            from ingot.calibration import calibration_chunks
+
+            limit = min(512, int(module.meta.get("context", 512)))
+            context.calibration = calibration_chunks(_checkpoint_directory(Path(model).expanduser()), text=calib, context=limit)
+        check_order(pipeline, module, has_calibration=context.calibration is not None)
         stages = _Stages(writer, Path(dump) if dump is not None else None)
         stages.add("import", module)
         total = len(pipeline) + 1
@@ -106,7 +113,7 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
             stages.add(p.name, module)
             step(index + 1, total, p.name)
 
-        receipts = run_pipeline(module, pipeline, Context(), on_stage=on_stage)
+        receipts = run_pipeline(module, pipeline, context, on_stage=on_stage)
         from ingot.backends.onnx.writer import write
 
         names = [output_name(module, i) for i in range(len(module.main.returns))]

@@ -85,7 +85,7 @@ def pass_table() -> str:
     passes = table(("pass", "contract", "what it does"),
                    [(r["name"], r["contract"], _first_line(r["doc"])) for r in pass_records()])
     recipes = "\n".join(f"{name}\n    {what}\n    {text}" for name, (text, what) in RECIPES.items())
-    return f"{passes}\n\nRecipes (DECODE stands for the stages only decoders have):\n\n{recipes}"
+    return f"{passes}\n\nRecipes (for decoders; other models get them without the KV cache):\n\n{recipes}"
 
 
 def describe_pass(name: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ingot.ir.dims import Dim
 from ingot.ir.ops.attention import Attention, CacheWrite
+from ingot.ir.ops.layout import Reshape, Transpose
 from ingot.ir.ops.rope import Rope
 from ingot.ir.types import DType, bf16, bool_, f16, f32, f64, i8, i64
 from ingot.ir.value import Value
@@ -80,3 +81,27 @@ for _pairs in (False, True):
     case(Rope, f"interleaved {_pairs}",
          lambda c, i=_pairs: c(Rope(c.x(B, 2, S, 8), pos(c), c.w(4, draw=_FREQUENCIES), interleaved=i)))
 case(Rope, "one row of positions", lambda c: c(Rope(c.x(B, 2, S, 8), pos(c, 1), c.w(4, draw=_FREQUENCIES))))
+
+
+def over_caches(c: Case, *, rope: bool, window: int | None = None, softcap: float | None = None, features: int = 16) -> Value:
+    """Attention over caches that are parameters, with new keys and values written first: what a decode step does."""
+    at = pos(c)
+    q, k, v = (c.x(B, S, n, features) for n in (4, 2, 2))
+    q, k, v = (c(Transpose(x, (0, 2, 1, 3))) for x in (q, k, v))
+    if rope:
+        frequencies = c.w(features // 2, draw=_FREQUENCIES)
+        q, k = c(Rope(q, at, frequencies)), c(Rope(k, at, frequencies))
+    keys, values = (c(CacheWrite(c.x(B, 2, T, features), new, at)) for new in (k, v))
+    y = c(Attention(q, keys, values, at, scale=0.3, causal=True, window=window, softcap=softcap))
+    return c(Reshape(c(Transpose(y, (0, 2, 1, 3))), (B, S, 4 * features)))
+
+
+STEPS: tuple[dict[str, int], ...] = ({"B": 1, "S": 3, "T": 7}, {"B": 2, "S": 1, "T": 9})
+"""A chunk of one sequence, and one token of several: what the runtime asks of a graph."""
+
+case(Attention, "over written caches", lambda c: over_caches(c, rope=False), sizes=STEPS)
+case(Attention, "over written caches with rope", lambda c: over_caches(c, rope=True), sizes=STEPS)
+case(Attention, "over written caches, window", lambda c: over_caches(c, rope=True, window=2), sizes=STEPS)
+case(Attention, "over written caches, softcap", lambda c: over_caches(c, rope=True, softcap=1.5), sizes=STEPS)
+case(Attention, "over written caches, narrow heads", lambda c: over_caches(c, rope=False, features=8), sizes=STEPS)
+case(Attention, "over written caches, narrow heads with rope", lambda c: over_caches(c, rope=True, features=8), sizes=STEPS)

@@ -15,7 +15,7 @@ from ingot.ir.module import Module
 from ingot.passes import all as _all_passes  # noqa: F401
 from ingot.passes.base import Context
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
-from ingot.passes.recipes import CLEAN, RECOGNIZE
+from ingot.passes.recipes import recipe
 from tests.backends.differential import distance
 from tests.frontend.models import TABLE, VOCAB, tiny
 
@@ -65,7 +65,7 @@ def test_all_backends_agree_with_transformers(name: str) -> None:
 def test_backends_agree_on_a_decoder_with_a_cache(name: str) -> None:
     _, model = tiny(name)
     module = import_model(model, name=name)
-    run_pipeline(module, parse_pipeline(f"{RECOGNIZE},take-logits,insert-kv-cache,{CLEAN}"), Context())
+    run_pipeline(module, parse_pipeline(recipe("fp32")), Context())
     inputs = draw(module)
     # A later chunk of tokens: what lies before it in the cache is seen, what lies behind is not.
     inputs["pos"] = inputs["pos"] + 5

@@ -15,10 +15,13 @@ from ingot.ir import interpret
 from ingot.ir.dims import sym
 from ingot.ir.module import Builder, Module
 from ingot.ir.op import OPS, Op
+from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.matmul import Linear
-from ingot.ir.ops.norm import RmsNorm
-from ingot.ir.ops.pointwise import Add, Silu
-from ingot.ir.types import TensorType, bf16, f32
+from ingot.ir.ops.norm import LayerNorm, RmsNorm
+from ingot.ir.ops.pointwise import Add, Gelu, Silu
+from ingot.ir.ops.quant import Dequantize
+from ingot.ir.ops.rope import Rope
+from ingot.ir.types import TensorType, bf16, f32, f64, i64
 from ingot.ir.value import Value
 from ingot.ir.weights import ArrayWeight, derived
 
@@ -164,3 +167,49 @@ def test_an_op_without_a_rule_is_named() -> None:
     with pytest.raises(UnsupportedOp, match="add a rule for Strange in backends/torch/"):
         run(module, [np.zeros(1, np.float32)])
     assert "strange" not in OPS
+
+
+def _double(op_of: object, *tensors: torch.Tensor) -> bool:
+    """gradcheck, in float64, of an op over all its floating operands."""
+    module = Module("grad")
+    func = module.add_func("forward")
+    params = [func.add_param(f"x{i}", TensorType(i64 if t.dtype == torch.int64 else f64, tuple(t.shape)))
+              for i, t in enumerate(tensors)]
+    func.set_returns((Builder(func)(op_of(*params)),))  # type: ignore[operator]
+    executor = Executor(module)
+    return bool(torch.autograd.gradcheck(lambda *xs: executor.run(xs)[0], tensors))
+
+
+@pytest.mark.parametrize(
+    "name", ["rms_norm", "layer_norm", "attention", "sinks and soft cap", "rope", "cache", "dequantize", "gelu"])
+def test_rules_are_differentiable(name: str) -> None:
+    g = torch.Generator().manual_seed(0)
+
+    def x(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=g).requires_grad_()
+
+    pos = torch.tensor([[2, 3, 4]])
+    checks = {
+        "rms_norm": lambda: _double(lambda a, w: RmsNorm(a, w, eps=1e-3), x(2, 4), x(4)),
+        "layer_norm": lambda: _double(lambda a, w, b: LayerNorm(a, w, b), x(2, 4), x(4), x(4)),
+        "attention": lambda: _double(lambda q, k, v, p: Attention(q, k, v, p, scale=0.4, causal=True, window=3),
+                                     x(1, 4, 3, 2), x(1, 2, 6, 2), x(1, 2, 6, 2), pos),
+        "sinks and soft cap": lambda: _double(
+            lambda q, k, v, p, s: Attention(q, k, v, p, None, None, s, scale=2.0, causal=True, softcap=1.5),
+            x(1, 4, 3, 2), x(1, 2, 6, 2), x(1, 2, 6, 2), pos, x(4)),
+        "rope": lambda: _double(lambda a, p, f: Rope(a, p, f), x(1, 2, 3, 6), pos, x(2)),
+        "cache": lambda: _double(lambda c, n, p: CacheWrite(c, n, p), x(1, 2, 6, 2), x(1, 2, 3, 2), pos),
+        "dequantize": lambda: _scales(x(1, 2)),
+        "gelu": lambda: _double(lambda a: Gelu(a), x(2, 5)),
+    }
+    assert checks[name]()
+
+
+def _scales(scale: torch.Tensor) -> bool:
+    """gradcheck of a dequantize over its scales, given as a parameter in place of the weight."""
+    module = Module("scales")
+    func = module.add_func("forward")
+    codes = module.add_const("codes", ArrayWeight(np.array([[1, 9, 200, 3]], np.uint8)))
+    scales = module.add_const("scales", ArrayWeight(np.ones((1, 2))))
+    func.set_returns((Builder(func)(Dequantize(codes, scales, format="int8", group=2, dtype=f64)),))
+    return bool(torch.autograd.gradcheck(lambda s: Executor(module, params={"scales": s}).run([])[0], (scale,)))

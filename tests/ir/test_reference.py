@@ -158,6 +158,8 @@ ORACLES: dict[str, Oracle] = {
     "embedding": lambda o, ids, w: F.embedding(ids, w),
     "rms_norm": lambda o, x, w: F.rms_norm(x, x.shape[-1:], w, o.eps),
     "layer_norm": lambda o, x, w, b: F.layer_norm(x, x.shape[-1:], w, b, o.eps),
+    "skip_rms_norm": lambda o, x, y, w: (F.rms_norm(x + y, x.shape[-1:], w, o.eps), x + y),
+    "skip_layer_norm": lambda o, x, y, w, b: (F.layer_norm(x + y, x.shape[-1:], w, b, o.eps), x + y),
     "group_norm": lambda o, x, w, b: F.group_norm(x, o.groups, w, b, o.eps),
     "batch_norm": lambda o, x, mean, var, w, b: F.batch_norm(x, mean, var, w, b, eps=o.eps),
     "conv": _conv, "max_pool": _max_pool, "avg_pool": _avg_pool, "dequantize": _dequantize,

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from ingot.ir.module import Module
-from ingot.ir.op import Op
+from ingot.ir.op import OPS, Op
 from ingot.ir.text import parse_module
 from ingot.ir.types import bool_
 from ingot.testing.compare import inputs_for
@@ -145,6 +145,9 @@ rms_norm         %r = rms_norm(%x: f32[B, S, 4], w=%w: f32[4]) {eps = 0.01} : f3
 rms_norm/plain   %r = rms_norm(%x: f32[B, 4]) : f32[B, 4]
 layer_norm       %r = layer_norm(%x: f32[B, S, 4], w=%w: f32[4], bias=%bias: f32[4]) {eps = 0.01} : f32[B, S, 4]
 layer_norm/bias  %r = layer_norm(%x: f32[B, 4], bias=%bias: f32[4]) : f32[B, 4]
+skip_rms_norm    %r, %t = skip_rms_norm(%x: f32[B, S, 4], %skip: f32[B, S, 4], w=%w: f32[4]) : f32[B, S, 4], f32[B, S, 4]
+skip_layer_norm  %r, %t = skip_layer_norm(%x: f32[B, S, 4], %skip: f32[B, S, 4], w=%w: f32[4], bias=%bias: f32[4]) {eps = 0.01}
+    : f32[B, S, 4], f32[B, S, 4]
 group_norm       %r = group_norm(%x: f32[B, 6, S], w=%w: f32[6], bias=%bias: f32[6]) {groups = 3} : f32[B, 6, S]
 batch_norm       %r = batch_norm(%x: f32[B, 4, S], %mean: f32[4], %var: f32[4], w=%w: f32[4], bias=%bias: f32[4]) : f32[B, 4, S]
 batch_norm/plain %r = batch_norm(%x: f32[B, 4], %mean: f32[4], %var: f32[4]) {eps = 0.01} : f32[B, 4]
@@ -202,7 +205,7 @@ class Example:
 
     @property
     def cls(self) -> type[Op]:
-        return type(self.module().main.ops[0])
+        return OPS[self.id.partition("/")[0]]
 
     def inputs(self, rng: np.random.Generator, **sizes: int) -> dict[str, np.ndarray]:
         """Arrays for the parameters, from the op's domain. Integers besides indices may be negative, never zero divisors."""
