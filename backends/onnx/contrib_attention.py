@@ -68,8 +68,9 @@ def grouped_query_attention(op: Attention, lo: Lowering) -> str:
     sinks = lo(op.sinks) if op.sinks is not None else None
     out, present_k, present_v = lo.emit_many(
         "GroupQueryAttention", *inputs, lo.port(k.cache), lo.port(v.cache), last, total, *tables, None, bias, sinks,
-        k_scale and lo.weight(k_scale), v_scale and lo.weight(v_scale), n_out=3, domain=CONTRIB_DOMAIN, num_heads=heads, kv_num_heads=groups, scale=op.scale, softcap=op.softcap or 0.0,
-        local_window_size=op.window if op.window is not None else -1, **rotary, **(INT8_CACHE if k_scale is not None else {}))
+        k_scale and lo.weight(k_scale), v_scale and lo.weight(v_scale), n_out=3, domain=CONTRIB_DOMAIN, num_heads=heads,
+        kv_num_heads=groups, scale=op.scale, softcap=op.softcap or 0.0, **rotary, **(INT8_CACHE if k_scale is not None else {}),
+        local_window_size=op.window if op.window is not None else -1)
     for write, present in ((k, present_k), (v, present_v)):
         if not lo.provided(write.result):
             lo.provide(write.result, present)
@@ -102,8 +103,8 @@ def _rotary(q: Value, k: Value, pos: Value, lo: Lowering) -> tuple[Value, Value,
     if not isinstance(a, Rope) or not isinstance(b, Rope) or not isinstance(a.inv_freq, Const):
         return q, k, (None, None), {}
     same = a.inv_freq is b.inv_freq and a.pos is b.pos is pos and (a.scale, a.interleaved) == (b.scale, b.interleaved)
-    # The kernel turns heads of a multiple of 16 features only.
-    if not same or q.type.dims[3] % 16 != 0:
+    # The kernel turns multiples of 16 features only.
+    if not same or q.type.dims[3] % 16 != 0 or a.rotary_dim % 16 != 0:
         return q, k, (None, None), {}
     most = lo.module.dims["T"][1] if "T" in lo.module.dims else 0
     freq, scale = a.inv_freq, a.scale

@@ -26,7 +26,7 @@ from ingot.ir.weights import Weight, call
 if TYPE_CHECKING:
     from ingot.backends.onnx.lowering import Lowering
 
-LEAST_BYTES = 1 << 16
+LEAST_BYTES = 1 << 14
 """Smaller weights stay with the 4-bit kernel."""
 
 ASKED = sym("N")
