@@ -18,6 +18,7 @@ from ingot.errors import ArtifactError, IngotError
 from ingot.ir.dims import Expr
 from ingot.ir.module import Module
 from ingot.ir.text import print_module
+from ingot.ir.value import Value
 from ingot.passes.base import Context, Pass
 from ingot.passes.pipeline import Receipt, check_order, parse_pipeline, run_pipeline
 from ingot.passes.recipes import recipe as recipe_text
@@ -167,14 +168,16 @@ def _checkpoint_directory(path: Path) -> Path | None:
 
 
 def _manifest(module: Module, recipe: str | None, pipeline: list[Pass], stages: list[str], source: str) -> Manifest:
+    from ingot.backends.onnx.dtypes import port as crossing
+
     func = module.main
     caches = {p.hint: i for i, p in func.reuse.items()}
     roles = {"ids": "ids", "pos": "positions", "take": "take"}
     kind = str(module.meta.get("kind", "other"))
     decoding = kind == "decoder" and bool(caches)
 
-    def port(name: str, value: Any, role: str, aliases: str | None = None) -> Port:
-        return Port(name=name, dtype=value.type.dtype.name, role=role, aliases=aliases,
+    def port(name: str, value: Value, role: str, aliases: str | None = None) -> Port:
+        return Port(name=name, dtype=crossing(value.type.dtype).name, role=role, aliases=aliases,
                     dims=tuple(str(d) if isinstance(d, Expr) else d for d in value.type.dims))
 
     inputs = [port(p.hint or "", p, "cache" if p.hint in caches else roles.get(p.hint or "", "other")) for p in func.params]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from ingot.ir.ops.conv import AvgPool, Conv, MaxPool
 from ingot.ir.ops.embedding import Embedding
 from ingot.ir.ops.matmul import Linear, MatMul
-from ingot.ir.ops.norm import BatchNorm, GroupNorm, LayerNorm, RmsNorm
+from ingot.ir.ops.norm import BatchNorm, GroupNorm, LayerNorm, RmsNorm, SkipLayerNorm, SkipRmsNorm
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.types import DType, bf16, f16, f32, f64, i32, i64, u2, u3, u4, u8
 from ingot.ir.value import Value
-from tests.backends.op_case import B, Case, S, T, between, case, positive
+from tests.backends.op_case import B, Case, S, T, between, case, positive, results
 
 for _dtype in (f32, f16, bf16):
     case(RmsNorm, str(_dtype), lambda c, d=_dtype: c(RmsNorm(c.x(B, S, 8, dtype=d), c.w(8, dtype=d), eps=1e-5)))
@@ -18,6 +18,13 @@ case(RmsNorm, "no weight", lambda c: c(RmsNorm(c.x(B, S, 2, 4), eps=0.1)))
 case(RmsNorm, "bf16 with an f32 weight", lambda c: c(RmsNorm(c.x(B, 8, dtype=bf16), c.w(8), eps=1e-5)))
 case(LayerNorm, "no weight", lambda c: c(LayerNorm(c.x(B, 8))))
 case(LayerNorm, "bias alone", lambda c: c(LayerNorm(c.x(B, 8), None, c.w(8), eps=0.5)))
+for _dtype in (f32, bf16):
+    case(SkipRmsNorm, str(_dtype), lambda c, d=_dtype: results(
+        SkipRmsNorm(c.x(B, S, 8, dtype=d), c.x(B, S, 8, dtype=d), c.w(8, dtype=d), eps=1e-5), c))
+    case(SkipLayerNorm, str(_dtype), lambda c, d=_dtype: results(
+        SkipLayerNorm(c.x(B, S, 8, dtype=d), c.x(B, S, 8, dtype=d), c.w(8, dtype=d), c.w(8, dtype=d), eps=1e-5), c))
+case(SkipRmsNorm, "no weight, sum unused", lambda c: results(SkipRmsNorm(c.x(B, 8), c.x(B, 8), eps=0.1), c)[0])
+case(SkipLayerNorm, "no weight", lambda c: results(SkipLayerNorm(c.x(B, 8), c.x(B, 8)), c))
 case(GroupNorm, "2d", lambda c: c(GroupNorm(c.x(B, 6, S, 2), c.w(6), c.w(6), groups=3)))
 case(GroupNorm, "no weight", lambda c: c(GroupNorm(c.x(B, 4, 5), groups=2, eps=0.1)))
 case(BatchNorm, "2d", lambda c: c(BatchNorm(c.x(B, 3, S, 2), c.w(3), c.w(3, draw=positive), c.w(3), c.w(3))))
