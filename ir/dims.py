@@ -124,6 +124,8 @@ def floordiv(num: Dim, den: Dim) -> Dim:
     if exact is not None:
         return exact
     if isinstance(den, int):
+        if den < 0:
+            return floordiv(-num, -den)
         whole, rest = _split(num, den)
         if whole != 0:
             return whole + floordiv(rest, den)
@@ -139,6 +141,8 @@ def mod(num: Dim, den: Dim) -> Dim:
     if divide(num, den) is not None:
         return 0
     if isinstance(den, int):
+        if den < 0:
+            return -mod(-num, -den)
         num = _split(num, den)[1]
         if isinstance(num, int):
             return num % den

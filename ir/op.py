@@ -229,7 +229,10 @@ def _kind(hint: Any) -> str:
 
 
 def _plain(value: Any, hint: Any) -> Any:
-    """Numpy scalars as Python numbers, lists as tuples, integers as floats where only floats are declared."""
+    """Numpy scalars as Python numbers, lists as tuples, integers as floats where only floats are declared.
+
+    A bool is a number only where any number will do.
+    """
     if isinstance(value, list | tuple):
         inner = (*typing.get_args(hint), hint)[0]
         return tuple(_plain(v, inner) for v in value)
@@ -237,7 +240,9 @@ def _plain(value: Any, hint: Any) -> Any:
         value = value.item()
     if isinstance(value, int):
         wanted = typing.get_args(hint) or (hint,)
-        return value if bool in wanted else int(value) if int in wanted else float(value) if float in wanted else value
+        if isinstance(value, bool):
+            return int(value) if int in wanted and float in wanted else value
+        return float(value) if float in wanted and int not in wanted else value
     return value
 
 

@@ -8,6 +8,7 @@ ops of a class (casts, say); `Either` tries alternatives. Commutative ops match 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,16 +32,20 @@ class NoMatch(Exception):
         self.value = value
 
 
+class Elsewhere(NoMatch):
+    """The rule is about something else: not even a near miss."""
+
+
 @dataclass
 class Trace:
-    """The furthest a match got: how many ops fitted, and what stopped it there."""
+    """The furthest a match got: how many ops fitted, and what stopped it there (first, of several equally far)."""
 
     matched: int = 0
     reason: str = ""
     value: Value | None = None
 
     def stop(self, matched: int, reason: str, value: Value) -> None:
-        if matched >= self.matched:
+        if matched > self.matched or not self.reason:
             self.matched, self.reason, self.value = matched, reason, value
 
 
@@ -189,7 +194,9 @@ def scalar_of(value: Value) -> float | None:
         number = scalar_of(op.x)
         if number is None or op.dtype.is_float:
             return number
-        return float(int(number)) if op.dtype.is_integer else float(number != 0)
+        if op.dtype.is_integer:
+            return float(int(number)) if math.isfinite(number) else None
+        return float(number != 0)
     if isinstance(op, Scalar | Full):
         return float(op.value)
     if isinstance(value, Const) and isinstance(value.weight, ArrayWeight) and not value.type.rank:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from ingot.errors import IRError
 from ingot.ir.module import Builder, Func, Module
 from ingot.ir.op import Op
-from ingot.ir.pattern import Either, Match, NoMatch, P, Pattern, match
+from ingot.ir.pattern import Either, Elsewhere, Match, NoMatch, P, Pattern, match
 from ingot.ir.value import Value
 
 
@@ -74,7 +74,7 @@ def _sweep(func: Func, rules: Sequence[Rule], misses: list[Miss] | None) -> int:
                 rule.check(m)
             except NoMatch as miss:
                 matched = getattr(miss, "matched", None)
-                if misses is not None and (matched is None or matched > 1):
+                if misses is not None and not isinstance(miss, Elsewhere) and (matched is None or matched > 1):
                     misses.append(Miss(rule.name, op, matched or 0, miss.reason, miss.value))
                 continue
             new = rule.build(m, Builder(func, before=op))

@@ -279,5 +279,17 @@ def dense_text(array: np.ndarray) -> str:
     """Nested lists of a small array, floats by repr."""
     if array.ndim:
         return f"[{', '.join(dense_text(row) for row in array)}]"
-    value = array.item() if array.dtype.kind in "biuf" else float(array) if dtype_of(array.dtype).is_float else int(array)
+    value = array.item()
+    if isinstance(value, float):
+        return _shortest(value, array.dtype)
     return ("true" if value else "false") if isinstance(value, bool) else repr(value)
+
+
+def _shortest(value: float, dtype: np.dtype) -> str:
+    """The shortest decimal that rounds to `value` in a float type: 0.1 for the float32 nearest to it."""
+    for digits in range(1, 17):
+        text = repr(float(f"{value:.{digits}g}"))
+        with np.errstate(over="ignore"):
+            if float(np.float64(text).astype(dtype)) == value:
+                return text
+    return repr(value)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ingot.ir.module import Module
-from ingot.ir.rewrite import rewrite
-from ingot.passes import simplify_layout, simplify_pointwise
+from ingot.ir.rewrite import Rule, rewrite
+from ingot.passes import simplify_casts, simplify_layout, simplify_pointwise
 from ingot.passes.base import Context, Pass
+
+RULES: tuple[Rule, ...] = simplify_layout.RULES + simplify_casts.RULES + simplify_pointwise.RULES
 
 
 @dataclass(frozen=True)
@@ -22,4 +24,4 @@ class Canonicalize(Pass):
 
     def run(self, module: Module, ctx: Context) -> int:
         dead = sum(func.drop_dead() for func in module.funcs.values())
-        return dead + rewrite(module, simplify_layout.RULES + simplify_pointwise.RULES, misses=ctx.misses)
+        return dead + rewrite(module, RULES, misses=ctx.misses)

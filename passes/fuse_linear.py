@@ -13,7 +13,7 @@ from ingot.ir.ops.norm import LayerNorm, RmsNorm
 from ingot.ir.ops.pointwise import Cast, Mul, Unary
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.ops.rope import Rope
-from ingot.ir.pattern import Match, NoMatch, P, scalar_of
+from ingot.ir.pattern import Elsewhere, Match, NoMatch, P, scalar_of
 from ingot.ir.rewrite import Rule
 from ingot.ir.value import Const, Value
 from ingot.passes.fold_constants import folded
@@ -46,7 +46,7 @@ class GateUp(Rule):
                 m.extra["linears"] = linears = [gate.op.x.op, up.op]
                 _joinable(linears)
                 return
-        raise NoMatch("it is no product of an activated linear and a linear", m.op.result)
+        raise Elsewhere("it is no product of an activated linear and a linear", m.op.result)
 
     def build(self, m: Match, b: Builder) -> Value:
         _join(b, m["linears"], "gate_up")

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from ingot.ir.module import Module
 from ingot.ir.rewrite import Rule, rewrite
 from ingot.passes import (
+    canonicalize,
     recognize_activation,
     recognize_attention,
     recognize_linear,
     recognize_norm,
     recognize_rope,
-    simplify_layout,
-    simplify_pointwise,
 )
 from ingot.passes.base import Context, Pass, option
 from ingot.passes.cse import share_ops, share_weights
@@ -51,6 +50,6 @@ class Recognize(Pass):
 def _tidy(module: Module) -> None:
     """The one form the rules are written for."""
     share_weights(module)
-    rewrite(module, simplify_layout.RULES + simplify_pointwise.RULES)
+    rewrite(module, canonicalize.RULES)
     for func in module.funcs.values():
         share_ops(func)

@@ -9,7 +9,7 @@ from ingot.ir.ops.layout import Expand, Reshape, Transpose
 from ingot.ir.ops.matmul import MatMul
 from ingot.ir.ops.pointwise import Add, Cast, Mul, Where
 from ingot.ir.ops.reduce import Softmax
-from ingot.ir.pattern import Match, NoMatch, P, Through, V, scalar_of
+from ingot.ir.pattern import Elsewhere, Match, NoMatch, P, Through, V, scalar_of
 from ingot.ir.rewrite import Rule
 from ingot.ir.types import f32
 from ingot.ir.value import Value
@@ -65,7 +65,7 @@ class MaskedBias(Rule):
     def check(self, m: Match) -> None:
         op = m["attention"]
         if op.bias is None:
-            raise NoMatch("there is no bias", op.result)
+            raise Elsewhere("there is no bias", op.result)
         if op.mask is not None:
             raise NoMatch("there is a mask already", op.mask)
         seen = Visibility()
@@ -109,7 +109,7 @@ class ExpandedBias(Rule):
     def check(self, m: Match) -> None:
         bias = m["attention"].bias
         if bias is None or not isinstance(bias.op, Expand):
-            raise NoMatch("its bias is not expanded", bias)
+            raise Elsewhere("its bias is not expanded", bias)
 
     def build(self, m: Match, b: Builder) -> Value:
         return b(m["attention"].clone(bias=m["attention"].bias.op.x))
@@ -123,7 +123,7 @@ class OpenMask(Rule):
     def check(self, m: Match) -> None:
         mask = m["attention"].mask
         if mask is None or not scalar_of(mask):
-            raise NoMatch("its mask is not known to be open", mask)
+            raise Elsewhere("its mask is not known to be open", mask)
 
     def build(self, m: Match, b: Builder) -> Value:
         return b(m["attention"].clone(mask=None))
@@ -137,6 +137,8 @@ class RepeatedHeads(Rule):
     def check(self, m: Match) -> None:
         op = m["attention"]
         keys, values = _repeated(op.k), _repeated(op.v)
+        if keys is None and values is None:
+            raise Elsewhere("no heads are repeated", op.k)
         if keys is None or values is None or keys[1] != values[1]:
             raise NoMatch("key and value heads are not repeated alike", op.k)
         m.extra["kv"] = keys, values
@@ -163,7 +165,7 @@ class ScaledQuery(Rule):
                 if factor is not None:
                     m.extra.update(name=name, chain=chain[::-1], x=value.op.x, factor=factor)
                     return
-        raise NoMatch("neither queries nor keys are scaled", op.q)
+        raise Elsewhere("neither queries nor keys are scaled", op.q)
 
     def build(self, m: Match, b: Builder) -> Value:
         value = m["x"]

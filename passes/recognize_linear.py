@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from ingot.ir.dims import Dim, product
 from ingot.ir.module import Builder
 from ingot.ir.ops.layout import Reshape, Transpose
 from ingot.ir.ops.matmul import Linear, MatMul
-from ingot.ir.ops.pointwise import Add
-from ingot.ir.pattern import Match, NoMatch, P, V
+from ingot.ir.ops.norm import LayerNorm, RmsNorm
+from ingot.ir.ops.pointwise import Add, Cast, Pointwise
+from ingot.ir.pattern import Elsewhere, Match, NoMatch, P, V
 from ingot.ir.rewrite import Rule
 from ingot.ir.value import Value
 from ingot.passes.fold_constants import folded, from_weights
+
+Dims = tuple[Dim, ...]
 
 
 class ProductWithWeight(Rule):
@@ -37,8 +41,10 @@ class LinearBias(Rule):
 
     def check(self, m: Match) -> None:
         linear, bias = m["linear"], m["bias"]
-        if bias.type.dims != linear.w.type.dims[:1] or not from_weights(bias):
-            raise NoMatch(f"the summand {bias.type} is no weight over the output features", bias)
+        if not from_weights(bias):
+            raise Elsewhere("the summand is no weight", bias)
+        if bias.type.dims != linear.w.type.dims[:1]:
+            raise NoMatch(f"the summand {bias.type} is no vector over the output features", bias)
         if linear.result.n_uses > 1:
             raise NoMatch("the linear without bias is read elsewhere", linear.result)
         if linear.result.type != m.op.result.type:
@@ -48,40 +54,39 @@ class LinearBias(Rule):
         return b(Linear(m["linear"].x, m["linear"].w, m["bias"]))
 
 
-class LinearOfReshape(Rule):
-    """A linear over leading axes that were merged is the linear over them as they were, merged afterwards."""
+class MergedAxes(Rule):
+    """A layer over leading axes that were merged is the layer over them as they were, merged afterwards."""
 
-    pattern = P(Linear, bind="linear")
-
-    def check(self, m: Match) -> None:
-        linear = m["linear"]
-        merge = linear.x.op
-        if not isinstance(merge, Reshape):
-            raise NoMatch("its input is not reshaped", linear.x)
-        if merge.x.type.rank <= linear.x.type.rank or merge.x.type.dims[-1:] != linear.x.type.dims[-1:]:
-            raise NoMatch("the reshape does more than merge leading axes", linear.x)
-
-    def build(self, m: Match, b: Builder) -> Value:
-        linear = m["linear"]
-        return b(Reshape(b(linear.clone(x=linear.x.op.x)), m.op.result.type.dims))
-
-
-class LinearBetweenReshapes(Rule):
-    """A linear over rows that were flattened before it and are unflattened after it is one over the unflattened rows."""
-
-    pattern = P(Reshape, P(Linear, bind="linear"))
+    pattern = P((Linear, RmsNorm, LayerNorm, Pointwise, Cast))
 
     def check(self, m: Match) -> None:
-        linear, shape = m["linear"], m.op.result.type.dims
-        if not isinstance(linear.x.op, Reshape):
-            raise NoMatch("its input is not reshaped", linear.x)
-        if len(shape) <= linear.x.type.rank or shape[-1] != linear.result.type.dims[-1] or linear.result.n_uses > 1:
-            raise NoMatch("the reshape after it does more than split leading axes", m.op.result)
+        op = m.op
+        inputs = op.operands if isinstance(op, Pointwise) else op.operands[:1]
+        wide = [v for v in inputs if v.type.rank > 1]
+        leading = {_merged_from(v) for v in wide}
+        if len(leading) != 1 or None in leading:
+            raise Elsewhere("its inputs are not all reshaped from the same axes", op.operands[0])
+        if isinstance(op, Pointwise) and any(v.type.dims != op.result.type.dims for v in wide):
+            raise NoMatch("it broadcasts", op.operands[0])
+        m.extra.update(wide=wide, leading=leading.pop())
 
     def build(self, m: Match, b: Builder) -> Value:
-        linear = m["linear"]
-        rows = (*m.op.result.type.dims[:-1], linear.x.type.dims[-1])
-        return b(linear.clone(x=b(Reshape(linear.x.op.x, rows))))
+        apart: dict[Value, Value] = {}
+        for value in m["wide"]:
+            source, dims = value.op.x, (*m["leading"], value.type.dims[1])
+            apart[value] = source if source.type.dims == dims else b(Reshape(source, dims))
+        return b(Reshape(b(m.op.clone(apart)), m.op.result.type.dims))
 
 
-RULES: tuple[Rule, ...] = (ProductWithWeight(), LinearBias(), LinearOfReshape(), LinearBetweenReshapes())
+def _merged_from(value: Value) -> Dims | None:
+    """The several leading axes a reshape to [n, d] merged into n."""
+    op = value.op
+    if not isinstance(op, Reshape) or value.type.rank != 2:
+        return None
+    for k in range(2, op.x.type.rank):
+        if product(op.x.type.dims[:k]) == value.type.dims[0]:
+            return op.x.type.dims[:k]
+    return None
+
+
+RULES: tuple[Rule, ...] = (ProductWithWeight(), LinearBias(), MergedAxes())

@@ -11,10 +11,10 @@ from ingot.ir.ops.norm import LayerNorm, RmsNorm
 from ingot.ir.ops.pointwise import Add, Cast, Mul, Rsqrt, Sub
 from ingot.ir.ops.reduce import Mean, Variance
 from ingot.ir.ops.rope import Rope
-from ingot.ir.pattern import Match, NoMatch, P, S, V, match
+from ingot.ir.pattern import Elsewhere, Match, NoMatch, P, S, V, match
 from ingot.ir.rewrite import Rule
 from ingot.ir.value import Value
-from ingot.passes.simplify_pointwise import holds
+from ingot.passes.simplify_casts import holds
 
 
 class BareRmsNorm(Rule):
@@ -37,7 +37,7 @@ class CentredRmsNorm(Rule):
 
     def check(self, m: Match) -> None:
         if m["norm"].x.op is None:
-            raise NoMatch("its input is no difference", m["norm"].x)
+            raise Elsewhere("its input is no difference", m["norm"].x)
         m.extra["centred"] = inner = match(self.centred, m["norm"].x.op)
         _over_last(inner["mean"])
 
@@ -103,7 +103,7 @@ class NormOfNarrowWeight(Rule):
             if value is not None and widened(value) is not value:
                 narrow[name] = widened(value)
         if not narrow:
-            raise NoMatch("no weight is widened", m["norm"].x)
+            raise Elsewhere("no weight is widened", m["norm"].x)
 
     def build(self, m: Match, b: Builder) -> Value:
         return b(m["norm"].clone(**m["narrow"]))
@@ -118,7 +118,7 @@ class CastsAround(Rule):
         inner = m["inner"]
         up = inner.x.op
         if not isinstance(up, Cast) or up.x.type != m.op.result.type:
-            raise NoMatch(f"its operand is not cast from {m.op.result.type.dtype}", inner.x)
+            raise Elsewhere(f"its operand is not cast from {m.op.result.type.dtype}", inner.x)
         if not holds(up.dtype, up.x.type.dtype):
             raise NoMatch("the operand is not widened", inner.x)
         if inner.result.n_uses > 1:

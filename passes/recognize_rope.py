@@ -10,7 +10,7 @@ from ingot.ir.op import Op
 from ingot.ir.ops.layout import Concat, Reshape, Slice, Split, Transpose
 from ingot.ir.ops.pointwise import Add, Cast, Cos, Mul, Neg, Sin, Sub
 from ingot.ir.ops.rope import Rope
-from ingot.ir.pattern import Match, NoMatch, P
+from ingot.ir.pattern import Elsewhere, Match, NoMatch, P
 from ingot.ir.rewrite import Rule
 from ingot.ir.types import TensorType
 from ingot.ir.value import Value
@@ -60,7 +60,7 @@ class RotatedSum(Rule):
                     raise NoMatch(f"features are paired {pairing}, frequencies {turn.angle.pairing}", sine)
                 _fits(turn, m.op.result.type)
                 return
-        raise NoMatch("neither product has a rotated factor", m.op.result)
+        raise Elsewhere("neither product has a rotated factor", m.op.result)
 
     def build(self, m: Match, b: Builder) -> Value:
         return _rope(b, m["turn"], m.op.result.type)
@@ -74,10 +74,10 @@ class RotatedParts(Rule):
     def check(self, m: Match) -> None:
         xs = m["concat"].xs
         if len(xs) != 2 or not isinstance(xs[0].op, Sub) or not isinstance(xs[1].op, Add):
-            raise NoMatch("the parts are no difference and sum of products", m.op.result)
-        products = [v.op for v in (*xs[0].op.operands, *xs[1].op.operands)]
-        if not all(isinstance(p, Mul) for p in products):
-            raise NoMatch("the parts are no difference and sum of products", xs[0])
+            raise Elsewhere("the parts are no difference and sum of products", m.op.result)
+        products = [v.op for v in (*xs[0].op.operands, *xs[1].op.operands) if isinstance(v.op, Mul)]
+        if len(products) < 4:
+            raise Elsewhere("the parts are no difference and sum of products", xs[0])
         a_cos, b_sin, first, second = products
         for b_cos, a_sin in ((first, second), (second, first)):
             for a, cosine in _orders(a_cos):

@@ -69,7 +69,9 @@ class _Walk:
                 back = {p: self.axes[i] for i, p in enumerate(op.perm)}
                 self.axes = tuple(back[i] for i in range(len(back)))
             case Concat() if op.axis % value.type.rank == last and len(set(op.xs)) == 1:
-                self.index = self.index % (len(self.index) // len(op.xs))
+                part = op.xs[0].type.dims[last]
+                assert isinstance(part, int)  # the feature axis is fixed, and so are its parts
+                self.index = self.index % part
             case Slice() if op.axis == last and isinstance(op.start, int):
                 self.index = self.index * op.step + op.start
             case Split() if op.axis % value.type.rank == last:

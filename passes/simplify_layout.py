@@ -8,7 +8,7 @@ from ingot.ir.op import Op
 from ingot.ir.ops.creation import Full, Scalar
 from ingot.ir.ops.layout import Concat, Expand, Reshape, Slice, Split, Take, TakeAlong, Transpose
 from ingot.ir.ops.reduce import Along
-from ingot.ir.pattern import Either, Match, NoMatch, P, V
+from ingot.ir.pattern import Either, Elsewhere, Match, NoMatch, P, V
 from ingot.ir.rewrite import Rule
 from ingot.ir.value import Const, Value
 from ingot.ir.weights import ArrayWeight
@@ -30,7 +30,7 @@ class NothingMoves(Rule):
             case _:
                 same = len(op.operands) == len(op.results) == 1
         if not same:
-            raise NoMatch(f"{op.name} changes its operand", op.operands[0])
+            raise Elsewhere(f"{op.name} changes its operand", op.operands[0])
 
     def build(self, m: Match, b: Builder) -> Value:
         return m.op.operands[0]
@@ -47,7 +47,7 @@ class AxisForm(Rule):
         if axis == m.op.operands[0].type.rank - 1 and default == -1:
             axis = -1
         if m.op.attrs["axis"] == axis:
-            raise NoMatch("the axis has this form")
+            raise Elsewhere("the axis has this form")
         m.extra["axis"] = axis
 
     def build(self, m: Match, b: Builder) -> Value | tuple[Value, ...]:
@@ -132,7 +132,7 @@ class ConcatOfConcat(Rule):
 
     def check(self, m: Match) -> None:
         if not any(_joins(x, _axis(m.op)) for x in m["outer"].xs):
-            raise NoMatch("no operand is a concat along the same axis", m["outer"].xs[0])
+            raise Elsewhere("no operand is a concat along the same axis", m["outer"].xs[0])
 
     def build(self, m: Match, b: Builder) -> Value:
         flat: list[Value] = []
@@ -150,7 +150,7 @@ class TakeRun(Rule):
         index = m["index"]
         size = m["x"].type.dims[_axis(m.op)]
         if index.type.rank != 1 or not isinstance(index, Const) or not isinstance(index.weight, ArrayWeight):
-            raise NoMatch("the index is no list of numbers", index)
+            raise Elsewhere("the index is no list of numbers", index)
         first, *rest = (int(i) for i in index.weight.array) if index.type.size else (0, 0)
         if rest != list(range(first + 1, first + 1 + len(rest))) or (first < 0 and not isinstance(size, int)):
             raise NoMatch("the positions are not consecutive", index)
@@ -170,7 +170,7 @@ class EmptyParts(Rule):
         axis = _axis(m.op)
         m.extra["kept"] = kept = tuple(x for x in m["concat"].xs if x.type.dims[axis] != 0)
         if not kept or len(kept) == len(m["concat"].xs):
-            raise NoMatch("no part is empty", m.op.result)
+            raise Elsewhere("no part is empty", m.op.result)
 
     def build(self, m: Match, b: Builder) -> Value:
         return b(Concat(m["kept"], m["concat"].axis))
@@ -184,10 +184,11 @@ class ConcatOfSplit(Rule):
     def check(self, m: Match) -> None:
         source = m["concat"].xs[0].op
         if not isinstance(source, Split) or _axis(source) != _axis(m["concat"]) or m["concat"].xs != source.results:
-            raise NoMatch("these are not the parts of one split in order", m["concat"].xs[0])
+            raise Elsewhere("these are not the parts of one split in order", m["concat"].xs[0])
 
     def build(self, m: Match, b: Builder) -> Value:
-        return m["concat"].xs[0].op.x  # type: ignore[no-any-return]
+        source: Value = m["concat"].xs[0].op.x
+        return source
 
 
 class SplitOfConcat(Rule):
@@ -234,7 +235,7 @@ class SlicesToSplit(Rule):
             b.func.insert(split, after=x.op)
         else:
             b.func.insert(split, before=b.func.ops[0])
-        own = split.results[order.index(m["slice"])]
+        own: Value = split.results[order.index(m["slice"])]
         for cut, part in zip(order, split.results):
             if cut is not m["slice"]:
                 b.func.replace(cut.result, part)
@@ -249,7 +250,7 @@ class TransposeOfOneAxis(Rule):
     def check(self, m: Match) -> None:
         wide = [d for d in m["x"].type.dims if d != 1]
         if len(wide) > 1:
-            raise NoMatch("more than one axis is longer than one", m["x"])
+            raise Elsewhere("more than one axis is longer than one", m["x"])
 
     def build(self, m: Match, b: Builder) -> Value:
         return b(Reshape(m["x"], m.op.result.type.dims))

@@ -28,10 +28,11 @@ from ingot.ir.ops.pointwise import (
     Sub,
     Where,
 )
-from ingot.ir.pattern import Match, NoMatch, P, S, V, scalar_of
+from ingot.ir.pattern import Elsewhere, Match, NoMatch, P, S, V, scalar_of
 from ingot.ir.rewrite import Rule
-from ingot.ir.types import DType, TensorType, f32, f64
+from ingot.ir.types import TensorType, f32, f64
 from ingot.ir.value import Const, Value
+from ingot.passes.simplify_casts import literal
 
 
 def number(b: Builder, value: float, like: TensorType) -> Value:
@@ -39,11 +40,6 @@ def number(b: Builder, value: float, like: TensorType) -> Value:
     narrow = like.rank > 0 and like.dtype.is_float and like.dtype != f64
     dtype = f32 if narrow else like.dtype
     return b(Scalar(literal(value, dtype), dtype))
-
-
-def literal(value: float, dtype: DType) -> int | float:
-    """A number as an attribute of an op that makes tensors of `dtype`."""
-    return float(value) if dtype.is_float else int(value)
 
 
 def shaped(b: Builder, value: Value, type: TensorType) -> Value:
@@ -64,7 +60,7 @@ class ConstantRight(Rule):
     def check(self, m: Match) -> None:
         x, y = m.op.operands
         if not _constant(x):
-            raise NoMatch("the left operand is not constant", x)
+            raise Elsewhere("the left operand is not constant", x)
         if _constant(y):
             raise NoMatch("both operands are constant", y)
 
@@ -81,7 +77,7 @@ class Identity(Rule):
     def check(self, m: Match) -> None:
         x, y = m.op.operands
         if scalar_of(y) != _NEUTRAL[type(m.op)]:
-            raise NoMatch("the operand is not neutral", y)
+            raise Elsewhere("the operand is not neutral", y)
         if x.type.dtype != m.op.result.type.dtype:
             raise NoMatch("it changes the element type", x)
 
@@ -152,7 +148,7 @@ class Negation(Rule):
         elif isinstance(m.op, Neg) and isinstance(inner, Neg):
             m.extra["x"], m.extra["minus"] = inner.x, False
         else:
-            raise NoMatch("no negation", x)
+            raise Elsewhere("no negation", x)
         if m["x"].type != m.op.result.type:
             raise NoMatch("it broadcasts or casts x", x)
 
@@ -229,49 +225,10 @@ class Rectifier(Rule):
         zero = scalar_of(op.operands[1]) == 0 if isinstance(op, Maximum) else (
             isinstance(op, Clamp) and op.least == 0 and op.greatest is None)
         if not zero or op.operands[0].type != op.result.type:
-            raise NoMatch("the limit is not zero alone", op.operands[0])
+            raise Elsewhere("the limit is not zero alone", op.operands[0])
 
     def build(self, m: Match, b: Builder) -> Value:
         return b(Relu(m.op.operands[0]))
-
-
-class CastOfCast(Rule):
-    """A cast to a type that holds the first one, followed by another, is that other."""
-
-    pattern = P(Cast, P(Cast, V("x"), bind="inner"))
-
-    def check(self, m: Match) -> None:
-        first, middle = m["x"].type.dtype, m["inner"].dtype
-        if not holds(middle, first):
-            raise NoMatch(f"{middle} does not hold every {first}", m["inner"].result)
-
-    def build(self, m: Match, b: Builder) -> Value:
-        return b(Cast(m["x"], m.op.result.type.dtype))
-
-
-class CastToSame(Rule):
-    """A cast to the element type a value already has."""
-
-    pattern = P(Cast, V("x"))
-
-    def check(self, m: Match) -> None:
-        if m["x"].type != m.op.result.type:
-            raise NoMatch(f"{m['x'].type.dtype} to {m.op.result.type.dtype}", m["x"])
-
-    def build(self, m: Match, b: Builder) -> Value:
-        return m["x"]  # type: ignore[no-any-return]
-
-
-class CastOfUniform(Rule):
-    """A uniform tensor made in the element type it is cast to."""
-
-    pattern = P(Cast, P((Scalar, Full)))
-
-    def build(self, m: Match, b: Builder) -> Value:
-        type_, known = m.op.result.type, scalar_of(m.op.result)
-        assert known is not None
-        value = literal(known, type_.dtype)
-        return b(Full(type_.dims, value, type_.dtype) if type_.rank else Scalar(value, type_.dtype))
 
 
 class WhereConstant(Rule):
@@ -282,7 +239,7 @@ class WhereConstant(Rule):
     def check(self, m: Match) -> None:
         known = scalar_of(m["cond"])
         if known is None and m["x"] is not m["y"]:
-            raise NoMatch("the condition varies", m["cond"])
+            raise Elsewhere("the condition varies", m["cond"])
         m.extra["taken"] = m["x"] if known is None or known else m["y"]
 
     def build(self, m: Match, b: Builder) -> Value:
@@ -296,7 +253,7 @@ class BroadcastOperand(Rule):
 
     def check(self, m: Match) -> None:
         if not any(isinstance(v.op, Expand | Reshape) for v in m.op.operands):
-            raise NoMatch("no operand is expanded", m.op.operands[0])
+            raise Elsewhere("no operand is expanded", m.op.operands[0])
         source = {v: _unexpanded(v) for v in m.op.operands}
         # One at a time: two operands may each be given the shape by the other.
         for value, inner in source.items():
@@ -331,22 +288,6 @@ def _constant(value: Value) -> bool:
     return isinstance(value, Const) or isinstance(op, Scalar | Full)
 
 
-def holds(wide: DType, narrow: DType) -> bool:
-    """Whether every value of element type `narrow` is one of `wide`."""
-    if wide == narrow or narrow.kind == "bool":
-        return True
-    if narrow.is_float:
-        significant = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8, "f8e4m3": 4, "f8e5m2": 3}
-        exponent = {"f64": 11, "f32": 8, "f16": 5, "bf16": 8, "f8e4m3": 4, "f8e5m2": 5}
-        return (wide.name in significant and narrow.name in significant and significant[wide.name] >= significant[narrow.name]
-                and exponent[wide.name] >= exponent[narrow.name])
-    digits = narrow.bits - (narrow.kind == "int")
-    if wide.is_float:
-        return digits <= {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}.get(wide.name, 0)
-    return wide.is_integer and digits <= wide.bits - (wide.kind == "int") and (wide.kind == "int" or narrow.kind == "uint")
-
-
 RULES: tuple[Rule, ...] = (
-    CastToSame(), CastOfCast(), CastOfUniform(), ConstantRight(), Identity(), Negation(), ScalarChain(), SubtractScalar(),
-    DivideByRoot(), OneOver(), DivideByScalar(), PowerOfScalar(), ReciprocalOfRoot(), Rectifier(), WhereConstant(),
-    BroadcastOperand())
+    ConstantRight(), Identity(), Negation(), ScalarChain(), SubtractScalar(), DivideByRoot(), OneOver(), DivideByScalar(),
+    PowerOfScalar(), ReciprocalOfRoot(), Rectifier(), WhereConstant(), BroadcastOperand())
