@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,12 +68,33 @@ class FileWeight(Weight):
             raise CheckpointError(f"tensor {self.key} {found}", where=str(self.path),
                                   hint="the checkpoint was changed after it was imported")
         start, stop = entry.span
-        data = _mapped(self.path, _stamp(self.path))[start:stop]
-        return data.view(self.type.dtype.numpy).reshape(self.type.shape)
+        array = _mapped(self.path, _stamp(self.path))[start:stop].view(self.type.dtype.numpy).reshape(self.type.shape)
+        bad = first_not_finite(array)
+        if bad is not None:
+            warnings.warn(f"{self.path.name}: {self.key} is {float(array[bad])} at {list(bad)}, and maybe elsewhere", stacklevel=2)
+        return array
 
     @property
     def origin(self) -> str:
         return call("safetensors", file=self.path.name, key=self.key)
+
+
+_EXPONENT = {"f32": (np.uint32, 0x7F800000), "f16": (np.uint16, 0x7C00), "bf16": (np.uint16, 0x7F80)}
+
+
+def first_not_finite(array: np.ndarray) -> tuple[int, ...] | None:
+    """Index of the first NaN or infinity of an f32, f16 or bf16 array, from the bits alone; None where there is none."""
+    name = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(array.dtype.name)
+    if name is None:
+        return None
+    kind, mask = _EXPONENT[name]
+    flat = np.ascontiguousarray(array).reshape(-1).view(kind)
+    step = 1 << 20
+    for start in range(0, flat.size, step):
+        bad = (flat[start:start + step] & kind(mask)) == mask
+        if bad.any():
+            return tuple(int(i) for i in np.unravel_index(start + int(bad.argmax()), array.shape))
+    return None
 
 
 @dataclass(frozen=True)

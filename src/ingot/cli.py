@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ class _Group(click.Group):
     """Shows an ingot error as one screen and exits with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        warnings.showwarning = _show_warning
         try:
             return super().invoke(ctx)
         except IngotError as error:
@@ -28,6 +30,11 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted; nothing was replaced", err=True)
             sys.exit(130)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    click.secho("warning: ", fg="yellow", nl=False, err=True)
+    click.echo(str(message), err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -89,8 +89,7 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
     if target != "ort":
         raise IngotError(f"unknown target {target}", hint="targets: ort")
     pipeline = parse_pipeline(passes) if passes is not None else None
-    if pipeline is None:
-        recipe_text(recipe or "fp32")
+    check_order(pipeline or parse_pipeline(recipe_text(recipe or "fp32")), Module(), has_calibration=True)
     start = time.perf_counter()
     with ArtifactWriter(out, force=force) as writer:
         step = progress or (lambda done, total, what: None)
