@@ -36,7 +36,7 @@ class Quantize(Pass):
     not_after = {"quantized": "its weights are quantised already"}  # noqa: RUF012
 
     format: str = option("int4", doc="format of the weights", choices=tuple(FORMATS))
-    group: int = option(32, doc="inputs that share a scale; 0: one scale per output channel", choices=(0, 16, 32, 64, 128, 256))
+    group: int = option(32, doc="inputs that share a scale, halved where it does not divide them; 0: one scale per channel", choices=(0, 16, 32, 64, 128, 256))
     symmetric: bool = option(False, doc="no zero points")
     method: str = option("rtn", doc="how codes are chosen", choices=("rtn",))
     lm_head: str = option("same", doc="format of the output projection, `same`, or `none` to leave it", choices=(*FORMATS, "same", "none"))
@@ -70,7 +70,7 @@ class Quantize(Pass):
         if not users:
             return
         rows, k = const.type.shape
-        group = self.group or k
+        group = fitting(self.group, k)
         coded = TensorType(fmt.code, (rows, k))
         per_group = TensorType(f32, (rows, -(-k // group)))
         types = {"packed": coded, "scale": per_group} | ({} if self.symmetric else {"zero": per_group.with_dtype(fmt.code)})
@@ -86,6 +86,13 @@ class Quantize(Pass):
         decoded = b(Dequantize(**parts, format=fmt.name, group=group, dtype=const.type.dtype), hint="w")
         for user in users:
             func.set_operand(user, "w", decoded)
+
+
+def fitting(group: int, k: int) -> int:
+    """The group size for k inputs: all of them for 0, else `group` halved until it divides k, but never below 16."""
+    while group > 16 and k % group:
+        group //= 2
+    return group or k
 
 
 def output_linears(func: Func) -> set[Op]:

@@ -18,7 +18,7 @@ from ingot.runtime.prefill import prefill_initializers
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-CHUNK = 512
+CHUNK = 128
 """Prompt tokens per call of the graph in prefill."""
 
 

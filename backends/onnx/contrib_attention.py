@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ingot.backends.onnx.dtypes import onnx_dtype
 from ingot.backends.onnx.registry import CONTRIB_DOMAIN, Decline, rule
 from ingot.ir.ops.attention import Attention, CacheWrite
@@ -18,9 +16,8 @@ from ingot.ir.ops.layout import Reshape, Split, Transpose
 from ingot.ir.ops.pointwise import Cast, Clamp, Div, Mul, Round
 from ingot.ir.ops.rope import Rope
 from ingot.ir.pattern import NoMatch, P, V, match
-from ingot.ir.types import TensorType, f32, i8, i32
+from ingot.ir.types import f32, i8, i32
 from ingot.ir.value import Const, Value
-from ingot.ir.weights import Weight
 
 if TYPE_CHECKING:
     from ingot.backends.onnx.lowering import Lowering
@@ -108,14 +105,12 @@ def _rotary(q: Value, k: Value, pos: Value, lo: Lowering) -> tuple[Value, Value,
         return q, k, (None, None), {}
     most = lo.module.dims["T"][1] if "T" in lo.module.dims else 0
     freq, scale = a.inv_freq, a.scale
-    half = freq.type.shape[0]
-
-    def table(fn: np.ufunc) -> Weight:
-        return lo.derive(freq.weight, TensorType(f32, (most, half)),
-                         lambda f: (fn(np.arange(most, dtype=np.float32)[:, None] * f.astype(np.float32)) * np.float32(scale)))
-
-    cos = lo.stored((freq.weight, "cos", scale), "rope.cos", lambda: table(np.cos))
-    sin = lo.stored((freq.weight, "sin", scale), "rope.sin", lambda: table(np.sin))
+    # Left to onnxruntime to compute when it loads the graph: the tables would be megabytes of every artifact.
+    ends = (lo.const(float(n), f32) for n in (0, most, 1))
+    angle = lo.emit("Mul", lo.emit("Unsqueeze", lo.emit("Range", *ends), lo.const([1])), lo.weight(freq))
+    cos, sin = (lo.emit(fn, angle) for fn in ("Cos", "Sin"))
+    if scale != 1:
+        cos, sin = (lo.emit("Mul", x, lo.const(scale, f32)) for x in (cos, sin))
     return a.x, b.x, (cos, sin), {"do_rotary": 1, "rotary_interleaved": int(a.interleaved)}
 
 

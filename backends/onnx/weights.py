@@ -24,7 +24,6 @@ INLINE = 1024
 CONSTANT = "constant"
 """Origin of the constants a lowering makes, which may be infinite on purpose."""
 
-_PAGE = 4096
 _LINE = 64
 
 
@@ -41,7 +40,7 @@ class StoredTensor:
 
 
 class WeightFile:
-    """An open weights file. Tensors start on a page (4,096 bytes), those under a page on a cache line.
+    """An open weights file. Tensors start on a cache line (64 bytes).
 
     A tensor added again under the same name, type and origin, by a second graph of the module, is not written twice.
     warn: called with a sentence for each tensor with NaN or infinite elements. sha256: whether digests are computed.
@@ -78,8 +77,7 @@ class WeightFile:
         key = (name, weight.type, source)
         if key not in self._written:
             data = self._bytes(name, weight)
-            align = _PAGE if data.nbytes >= _PAGE else _LINE
-            offset = -(-self._file.tell() // align) * align
+            offset = -(-self._file.tell() // _LINE) * _LINE
             self._file.write(bytes(offset - self._file.tell()))
             self._file.write(data.data)
             digest = hashlib.sha256(data.data).hexdigest() if self._sha256 else None

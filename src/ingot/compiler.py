@@ -119,7 +119,6 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
         names = [output_name(module, i) for i in range(len(module.main.returns))]
         written = write(module, writer.root, opset_only=opset_only, progress=progress, output_names=names,
                         prefill_name="model.prefill.onnx" if kind == "decoder" else None)
-        writer.path("module.ir").write_text(print_module(module), encoding="utf-8")
         writer.path("receipts.json").write_text(json.dumps([r.to_json() for r in receipts], indent=1) + "\n", encoding="utf-8")
         _copy_companions(model, writer)
         manifest = _manifest(module, recipe, pipeline, stages.names, str(model))

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from ingot.ir.module import Module
     from ingot.passes.pipeline import Receipt
 
-FINAL = "module.ir"
-"""The dump of the graph as it was lowered, in every artifact."""
-
-
 def read_text(path: Path) -> str:
     """The text of a file, or of standard input for `-`. Raises IngotError when it cannot be read."""
     if str(path) == "-":
@@ -65,7 +61,7 @@ def dump_text(path: Path, *, after: str | None = None) -> str:
         return read_text(path)
     manifest = Manifest.load(path, check_files=False)
     if after is None:
-        return read_text(path / FINAL)
+        return read_text(path / manifest.stages[-1])
     names = [Path(stage).name.split(".")[0].split("-", 1)[1] for stage in manifest.stages]
     if after not in names:
         raise ArtifactError(f"no stage {after}", where=str(path), hint=f"stages: {', '.join(dict.fromkeys(names))}")
