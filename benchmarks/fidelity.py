@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ingot.runtime.evaluate import load_chunks, perplexity
 from ingot.runtime.session import Session
 
-PROMPTS = ("The capital of France is", "Once upon a time there was a", "def fibonacci(n):", "Water boils at", "Dear Sir or Madam,",
+PROMPTS = ("The capital of France is", "Once upon a time there was a", "def fibonacci(n):", "Water boils at",
+           "Dear Sir or Madam,",
            "The three laws of motion are", "In 1969, the first", "A recipe for bread: take")
 
 

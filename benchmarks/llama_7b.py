@@ -45,13 +45,15 @@ def write_checkpoint(folder: Path) -> None:
     layer |= {"mlp.gate_proj.weight": (f, d), "mlp.up_proj.weight": (f, d), "mlp.down_proj.weight": (d, f),
               "input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
     shards = [{"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,), "lm_head.weight": (v, d)}]
-    shards += [{f"model.layers.{i}.{name}": shape for name, shape in layer.items()} for i in range(CONFIG["num_hidden_layers"])]
+    shards += [{f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+               for i in range(CONFIG["num_hidden_layers"])]
     index: dict[str, str] = {}
     from safetensors.numpy import save_file
 
     for n, shard in enumerate(shards):
         name = f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {key: (rng.standard_normal(shape, np.float32) * 0.02).astype(ml_dtypes.bfloat16) for key, shape in shard.items()}
+        tensors = {key: (rng.standard_normal(shape, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
+                   for key, shape in shard.items()}
         save_file(tensors, folder / name)
         index |= dict.fromkeys(shard, name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))

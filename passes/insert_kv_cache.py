@@ -79,7 +79,7 @@ def _positions(func: Func, aranges: list[Arange]) -> Value:
     for arange in aranges:
         for user in arange.result.users:
             if user.name != "reshape" or user.result.type.dims != (1, *arange.result.type.dims):
-                raise PassError(f"positions are counted by {arange!r} and used by {user.name} in a way that cannot follow a cache",
+                raise PassError(f"positions counted by {arange!r} are used by {user.name} in a way that cannot follow a cache",
                                 where=user.loc)
             value = pos if arange.dtype == i64 else Builder(func, before=user)(Cast(pos, arange.dtype))
             _rewire(func, user.result, value)

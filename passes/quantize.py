@@ -36,10 +36,12 @@ class Quantize(Pass):
     not_after = {"quantized": "its weights are quantised already"}  # noqa: RUF012
 
     format: str = option("int4", doc="format of the weights", choices=tuple(FORMATS))
-    group: int = option(32, doc="inputs that share a scale, halved where it does not divide them; 0: one scale per channel", choices=(0, 16, 32, 64, 128, 256))
+    group: int = option(32, doc="inputs that share a scale, halved where it does not divide them; 0: one scale per channel",
+                        choices=(0, 16, 32, 64, 128, 256))
     symmetric: bool = option(False, doc="no zero points")
     method: str = option("rtn", doc="how codes are chosen", choices=("rtn",))
-    lm_head: str = option("same", doc="format of the output projection, `same`, or `none` to leave it", choices=(*FORMATS, "same", "none"))
+    lm_head: str = option("same", doc="format of the output projection, `same`, or `none` to leave it",
+                          choices=(*FORMATS, "same", "none"))
     embedding: bool = option(True, doc="quantise a token embedding tied to the output projection with it")
     skip: tuple[str, ...] = option((), doc="weights left alone: name patterns joined by +")
 

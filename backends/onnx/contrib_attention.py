@@ -65,7 +65,7 @@ def grouped_query_attention(op: Attention, lo: Lowering) -> str:
     sinks = lo(op.sinks) if op.sinks is not None else None
     out, present_k, present_v = lo.emit_many(
         "GroupQueryAttention", *inputs, lo.port(k.cache), lo.port(v.cache), last, total, *tables, None, bias, sinks,
-        k_scale and lo.weight(k_scale), v_scale and lo.weight(v_scale), n_out=3, domain=CONTRIB_DOMAIN, num_heads=heads,
+        *(lo.weight(s) if s is not None else None for s in (k_scale, v_scale)), n_out=3, domain=CONTRIB_DOMAIN, num_heads=heads,
         kv_num_heads=groups, scale=op.scale, softcap=op.softcap or 0.0, **rotary, **(INT8_CACHE if k_scale is not None else {}),
         local_window_size=op.window if op.window is not None else -1)
     for write, present in ((k, present_k), (v, present_v)):

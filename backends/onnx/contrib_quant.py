@@ -46,7 +46,11 @@ def codes(lo: Lowering, const: Const, bits: int, group: int) -> Weight:
     n, k = const.type.shape
     blocks = -(-k // group)
     shape = (n, blocks, group * bits // 8)
-    return lo.derive(const.weight, TensorType(u8, shape), lambda a: pack_bits(grouped(a.astype(np.uint8), group), bits).reshape(shape))
+
+    def pack(array: np.ndarray) -> np.ndarray:
+        return pack_bits(grouped(array.astype(np.uint8), group), bits).reshape(shape)
+
+    return lo.derive(const.weight, TensorType(u8, shape), pack)
 
 
 def zeros(lo: Lowering, const: Const, bits: int) -> Weight:
@@ -59,7 +63,8 @@ def zeros(lo: Lowering, const: Const, bits: int) -> Weight:
 def stored_codes(lo: Lowering, decode: Dequantize) -> tuple[str, str | None]:
     """The initializers of the codes and zero points behind a dequantize, laid out for both kernels."""
     packed, zero, bits = decode.packed, decode.zero, format_named(decode.format).bits
-    assert isinstance(packed, Const) and (zero is None or isinstance(zero, Const))
+    assert isinstance(packed, Const)
+    assert isinstance(zero, Const | None)
     b = lo.stored((packed.weight, "nbits"), packed.name, lambda: codes(lo, packed, bits, decode.group))
     z = lo.stored((zero.weight, "nbits"), zero.name, lambda: zeros(lo, zero, bits)) if zero is not None else None
     return b, z

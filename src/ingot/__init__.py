@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ingot.errors import IngotError
 
 if TYPE_CHECKING:
-    from ingot.compiler import compile, load, optimize, stage_text
+    from ingot.compiler import compile, load, optimize
     from ingot.running import bench, evaluate, generate, stream
 
 __version__ = "0.1.0"
 
-_HOME = {"compile": "compiler", "load": "compiler", "optimize": "compiler", "stage_text": "compiler",
+_HOME = {"compile": "compiler", "load": "compiler", "optimize": "compiler",
          "bench": "running", "evaluate": "running", "generate": "running", "stream": "running"}
 
 
@@ -31,4 +31,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"ingot.{_HOME[name]}"), name)
 
 
-__all__ = ["IngotError", "__version__", "bench", "compile", "evaluate", "generate", "load", "optimize", "stage_text", "stream"]
+__all__ = ["IngotError", "__version__", "bench", "compile", "evaluate", "generate", "load", "optimize", "stream"]

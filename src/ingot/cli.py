@@ -54,11 +54,11 @@ threads = click.option("--threads", type=click.IntRange(1), help="Threads within
 @click.option("--target", type=click.Choice(["ort"]), default="ort", show_default=True)
 @click.option("--recipe", help="A named pipeline; see `ingot passes` [default: fp32].")
 @click.option("--passes", help="A pipeline instead of a recipe: name,name{option=value ...},...")
-@click.option("--calib", type=click.Path(path_type=Path), help="Calibration text or an .npz of token chunks [default: a sample].")
+@click.option("--calib", type=click.Path(path_type=Path), help="Calibration text or token chunks (.npz) [default: a sample].")
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
 @click.option("--dump", type=click.Path(path_type=Path), help="Also write the text of every stage here.")
 @click.option("--opset-only", is_flag=True, help="Standard ONNX operators alone.")
-@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True, help="Floating type of the graph.")
+@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True, help="Floats of the graph.")
 @as_json
 def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str | None, calib: Path | None, force: bool,
              dump: Path | None, opset_only: bool, dtype: str, as_json: bool) -> None:
@@ -67,8 +67,8 @@ def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str
     from ingot.progress import progress_bar
 
     with progress_bar("compile") as step:
-        made = run(model, out, target=target, recipe=recipe, passes=passes, calib=calib, force=force, dump=dump, opset_only=opset_only,
-                   dtype=dtype, progress=step)
+        made = run(model, out, target=target, recipe=recipe, passes=passes, calib=calib, force=force, dump=dump,
+                   opset_only=opset_only, dtype=dtype, progress=step)
     if as_json:
         click.echo(json.dumps(made.to_json()))
     else:
@@ -87,7 +87,7 @@ def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str
 @click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True))
 @click.option("--seed", type=int)
 @click.option("--stop", multiple=True, help="A string that ends the text; may be given several times.")
-@click.option("--chat/--raw", default=None, help="Use the model's chat template, or continue the text [default: chat if there is one].")
+@click.option("--chat/--raw", default=None, help="Use the chat template, or continue the text [default: chat if there is one].")
 @click.option("--system", help="The system message of the chat.")
 @threads
 @as_json
@@ -126,7 +126,8 @@ def generate(artifact: Path, prompt: str, chat: bool | None, system: str | None,
 @click.option("--chunks", type=click.IntRange(1), help="Use only so many chunks of each domain.")
 @threads
 @as_json
-def eval_(artifact: Path, text: Path, against: str | None, context: int, chunks: int | None, threads: int | None, as_json: bool) -> None:
+def eval_(artifact: Path, text: Path, against: str | None, context: int, chunks: int | None, threads: int | None,
+          as_json: bool) -> None:
     """Perplexity of ARTIFACT on text, with 95 % confidence intervals."""
     from ingot.progress import progress_bar
     from ingot.report import evaluation_table

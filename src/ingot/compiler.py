@@ -71,12 +71,13 @@ class Compiled:
 
     def to_json(self) -> dict[str, Any]:
         return {"path": str(self.path), "bytes": sum(self.manifest.files.values()), "seconds": self.seconds,
-                "peak_bytes": self.peak_bytes, "pipeline": self.manifest.pipeline, "receipts": [r.to_json() for r in self.receipts]}
+                "peak_bytes": self.peak_bytes, "pipeline": self.manifest.pipeline,
+                "receipts": [r.to_json() for r in self.receipts]}
 
 
 def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: str | None = None, passes: str | None = None,
-            calib: str | Path | None = None, force: bool = False, dump: str | Path | None = None, opset_only: bool = False, dtype: str = "f32",
-            progress: Step | None = None) -> Compiled:
+            calib: str | Path | None = None, force: bool = False, dump: str | Path | None = None, opset_only: bool = False,
+            dtype: str = "f32", progress: Step | None = None) -> Compiled:
     """Compile a model into an artifact directory.
 
     recipe: a named pipeline (fp32 when neither it nor `passes` is given). calib: text or token chunks for passes that

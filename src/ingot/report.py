@@ -47,7 +47,8 @@ def evaluation_table(results: Mapping[str, Perplexity | Comparison]) -> str:
         low, high = mine.interval
         row: tuple[object, ...] = (name, mine.chunks, f"{mine.perplexity:.3f}", f"{low:.2f}..{high:.2f}")
         if isinstance(result, Comparison):
-            row += (f"{result.reference.perplexity:.3f}", f"{result.kl.mean:.4f} ± {result.kl.stderr:.4f}", f"{100 * result.top1.mean:.1f} %")
+            row += (f"{result.reference.perplexity:.3f}", f"{result.kl.mean:.4f} ± {result.kl.stderr:.4f}",
+                    f"{100 * result.top1.mean:.1f} %")
         rows.append(row)
     header = ("domain", "chunks", "perplexity", "95 %")
     return table(header + (("original", "KL (nats)", "top-1 agrees") if compared else ()), rows)
@@ -56,7 +57,8 @@ def evaluation_table(results: Mapping[str, Perplexity | Comparison]) -> str:
 def statistics_table(counted: Mapping[str, Any]) -> str:
     """Ops and weights of a dump."""
     ops = table(("op", "count"), counted["ops"].items())
-    weights = table(("weights", "elements", "bytes"), [(t, f"{n:,}", size(counted["bytes"][t])) for t, n in counted["parameters"].items()])
+    weights = table(("weights", "elements", "bytes"),
+                    [(t, f"{n:,}", size(counted["bytes"][t])) for t, n in counted["parameters"].items()])
     return f"{ops}\n\n{weights}"
 
 

@@ -10,7 +10,7 @@ from ingot.errors import GenerateError
 from ingot.runtime.bench import BenchResult
 from ingot.runtime.bench import bench as _bench
 from ingot.runtime.evaluate import Comparison, Logits, Perplexity, compare, load_chunks, perplexity
-from ingot.runtime.generate import Generation, GenerateOptions, Prompt
+from ingot.runtime.generate import GenerateOptions, Generation, Prompt
 from ingot.runtime.generate import stream as _stream
 from ingot.runtime.manifest import MANIFEST
 from ingot.runtime.session import Session

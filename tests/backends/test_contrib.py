@@ -116,8 +116,8 @@ def test_standard_operators_alone_give_the_same(tmp_path: Path) -> None:
     model = write(module, tmp_path, opset_only=True).model
     assert {n.domain for n in onnx.load(model, load_external_data=False).graph.node} == {""}
     rng = np.random.default_rng(2)
-    inputs = {"x": rng.standard_normal((1, 3, 64)).astype(np.float32), "pos": np.array([[4, 5, 6]]),
-              "kc": rng.standard_normal((1, 2, 9, 16)).astype(np.float32), "vc": rng.standard_normal((1, 2, 9, 16)).astype(np.float32)}
+    kc, vc = rng.standard_normal((2, 1, 2, 9, 16)).astype(np.float32)
+    inputs = {"x": rng.standard_normal((1, 3, 64)).astype(np.float32), "pos": np.array([[4, 5, 6]]), "kc": kc, "vc": vc}
     for mine, theirs in zip(run_onnx(module, inputs, opset_only=True), run_reference(module, inputs), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 

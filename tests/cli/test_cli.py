@@ -17,6 +17,7 @@ from ingot.cli import main
 from tests.frontend.models import VOCAB, saved, tiny
 
 Run = Callable[..., Result]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +68,8 @@ def test_generate(run: Run, artifact: Path) -> None:
     assert record["text"].strip() == plain.stdout.strip()
     assert record["prompt_tokens"] == 3
     assert 1 <= len(record["ids"]) <= 5
-    seeded = [run("generate", artifact, "w5", "--temperature", 1, "--seed", s, "--raw", "--max-new-tokens", 8).stdout for s in (1, 1, 2)]
+    sample = ("generate", artifact, "w5", "--temperature", 1, "--raw", "--max-new-tokens", 8, "--seed")
+    seeded = [run(*sample, seed).stdout for seed in (1, 1, 2)]
     assert seeded[0] == seeded[1] != seeded[2]
 
 
@@ -134,7 +136,8 @@ def test_export_is_plain_onnx(run: Run, artifact: Path, tmp_path: Path) -> None:
 def test_opset_only_has_no_foreign_domain(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     import onnx
 
-    result = run("compile", checkpoint, "-o", tmp_path / "std", "--recipe", "cpu-int8", "--opset-only", "--calib", calib(tmp_path))
+    result = run("compile", checkpoint, "-o", tmp_path / "std", "--recipe", "cpu-int8", "--opset-only",
+                 "--calib", calib(tmp_path))
     assert result.exit_code == 0, result.output
     model = onnx.load(tmp_path / "std/model.onnx", load_external_data=False)
     assert {n.domain for n in model.graph.node} == {""}
@@ -186,7 +189,7 @@ def test_nan_weights_are_located(checkpoint: Path, tmp_path: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][3, 7] = np.nan
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="model") as caught:
         ingot.compile(model, tmp_path / "out", recipe="fp32")
     assert "model.safetensors: model.layers.1.mlp.down_proj.weight is nan at [3, 7]" in str(caught[0].message)
 
@@ -246,8 +249,7 @@ def test_killed_half_way_leaves_the_old_artifact(checkpoint: Path, artifact: Pat
               "WeightFile.add = lambda self, name, weight: os.kill(os.getpid(), signal.SIGKILL)\n"
               "import ingot\n"
               f"ingot.compile({str(checkpoint)!r}, {str(out)!r}, recipe='fp32', force=True)\n")
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert before == {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     result = CliRunner().invoke(main, ["compile", str(checkpoint), "-o", str(out), "--recipe", "fp32", "--force"])
@@ -259,6 +261,5 @@ def test_help_needs_no_heavy_import() -> None:
     script = ("import sys\nfrom ingot.cli import main\n"
               "try: main(['--help'])\nexcept SystemExit: pass\n"
               "print(sorted(set(sys.modules) & {'numpy', 'torch', 'onnx', 'onnxruntime', 'transformers', 'lark', 'rich'}))")
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"

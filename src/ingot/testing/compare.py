@@ -60,7 +60,7 @@ def inputs_for(module: Module, rng: np.random.Generator, sizes: Mapping[str, int
         elif kind == "position":
             array = np.broadcast_to(np.arange(shape[-1]) + rng.integers(0, max(limit - shape[-1], 0) + 1), shape)
         else:
-            array = rng.integers(0, 2 if param.type.dtype.kind == "bool" else max(limit, 1), size=shape)
+            array = rng.integers(0, 2 if kind == "mask" or param.type.dtype.kind == "bool" else max(limit, 1), size=shape)
         if kind == "mask" and array.size:
             array[..., 0] = 1
         out[param.hint or ""] = array.astype(param.type.dtype.numpy)

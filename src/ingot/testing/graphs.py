@@ -46,8 +46,10 @@ class Growth:
         self.b = Builder(module.add_func("forward"))
         self.values: list[Value] = []
 
-    def param(self, name: str, type: TensorType) -> None:
-        self.values.append(self.b.func.add_param(name, type))
+    def param(self, name: str, type: TensorType) -> Value:
+        """A new parameter; a number is appended to its name when it is taken."""
+        taken = sum((v.hint or "").rstrip("0123456789") == name for v in self.b.func.params)
+        return self.b.func.add_param(f"{name}{taken or ''}", type)
 
     def floats(self, *, least_rank: int = 0) -> list[Value]:
         """The float values, newest first: shrinking makes a chain of the last ones."""
@@ -244,15 +246,39 @@ def attend(g: Growth, x: Value) -> Value | None:
     return b(Reshape(b(Transpose(y, (0, 2, 1, 3))), (rows, steps, width)))
 
 
+def embed(g: Growth, x: Value) -> Value:
+    """Rows of a table, by integer ids."""
+    return g.b(Embedding(g.param("ids", TensorType(i64, (B, S))), g.weight(TensorType(f32, (5, 8)))))
+
+
+def masked(g: Growth, x: Value) -> Value:
+    """The value where a bool parameter holds, else zero."""
+    shape = tuple(1 if isinstance(d, int) else d for d in x.type.dims)
+    return g.b(p.Where(g.param("flag", TensorType(bool_, shape)), x, g.b(Full((1,) * x.type.rank, 0.0, x.type.dtype))))
+
+
 ANY_RANK: list[Maker] = [unary, unary, binary, binary, binary, divide, choose, clamp, cast, reshape, transpose, expand]
-WITH_AXES: list[Maker] = [part, split, concat, pad, take, flip, triangle, fold, along, linear, matmul, norm, attend]
+WITH_AXES: list[Maker] = [part, split, concat, pad, take, flip, triangle, fold, along, linear, matmul, norm, attend, embed,
+                          masked]
 SIZE_LIMIT = 4096
 """Steps stop using a value with more elements than this at B = S = 6."""
 
 
 @st.composite
+def _step(draw: st.DrawFn, g: Growth) -> bool:
+    """One step, or False for no more. A step is one draw, so that shrinking can drop it as a whole."""
+    if not draw(st.integers(0, 9)):
+        return False
+    x = g.pick([v for v in g.floats() if _size(v) <= SIZE_LIMIT])
+    made = draw(st.sampled_from(ANY_RANK + WITH_AXES if x.type.rank else ANY_RANK))(g, x)
+    g.values += made if isinstance(made, tuple) else () if made is None else (made,)
+    return True
+
+
+@st.composite
 def graphs(draw: st.DrawFn, *, most_steps: int = 8) -> Module:
     """Well-typed modules with dims B and S, one to three parameters, at most `most_steps` steps and three results.
+    Steps may add parameters of their own (ids, flags).
 
     Every module passes `verify` and runs in the reference interpreter for every size in its declared range.
     """
@@ -260,21 +286,12 @@ def graphs(draw: st.DrawFn, *, most_steps: int = 8) -> Module:
     module.set_dim("B", 1, 8)
     module.set_dim("S", 1, 64)
     g = Growth(draw, module)
-    g.param("x", TensorType(draw(st.sampled_from([f32, bf16])), (B, S, 8)))
     others = st.sampled_from([(B, S, 8), (S, 4), (8,), (B, 1, 8), ()])
-    for i, dims in enumerate(draw(st.lists(others, max_size=2))):
-        g.param(f"y{i}", TensorType(f32, dims))
-    if draw(st.booleans()):
-        g.param("ids", TensorType(i64, (B, S)))
-        g.values.append(g.b(Embedding(g.values[-1], g.weight(TensorType(f32, (5, 8))))))
-    if draw(st.booleans()):
-        g.param("flag", TensorType(bool_, (B, S, 1)))
-        x = g.values[0]
-        g.values.append(g.b(p.Where(g.values[-1], x, g.b(Full((1,), 0.0, x.type.dtype)))))
-    for _ in range(draw(st.integers(0, most_steps))):
-        x = g.pick([v for v in g.floats() if _size(v) <= SIZE_LIMIT])
-        made = draw(st.sampled_from(ANY_RANK + WITH_AXES if x.type.rank else ANY_RANK))(g, x)
-        g.values += made if isinstance(made, tuple) else () if made is None else (made,)
+    g.values += [g.param("y", TensorType(f32, dims)) for dims in draw(st.lists(others, max_size=2))]
+    g.values.append(g.param("x", TensorType(draw(st.sampled_from([f32, bf16])), (B, S, 8))))
+    steps = 0
+    while steps < most_steps and draw(_step(g)):
+        steps += 1
     g.b.func.set_returns([g.values[-1], *draw(st.lists(st.sampled_from(g.values), max_size=2))])
     verify(module)
     return module
