@@ -68,14 +68,15 @@ def build(config: PreTrainedConfig, dtype: torch.dtype = torch.float32, *, where
         except Exception as error:
             raise CheckpointError(f"{names[0]} cannot be built from its configuration: {first_line(error)}",
                                   where=where) from error
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 @contextmanager
 def importable(model: PreTrainedModel) -> Iterator[None]:
     """The model with the attention, the experts and the rope that import best, then as it was."""
     attention.register()
-    before, experts = model.config._attn_implementation, model.config._experts_implementation
+    before, experts = model.config._attn_implementation or "eager", model.config._experts_implementation
     with ExitStack() as stack, quiet(), attention.one_sequence_per_row():
         model.set_attn_implementation(attention.implementation(type(model)))
         stack.callback(model.set_attn_implementation, before)

@@ -76,34 +76,34 @@ def describe_mask(*, mask_function: Callable[..., Any], attention_mask: torch.Te
     if found is None:
         from transformers.masking_utils import sdpa_mask
 
-        skip = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        options: dict[str, Any] = rest | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         explicit: torch.Tensor | None = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask,
-                                                  local_size=local_size, **(rest | skip))
+                                                  local_size=local_size, **options)
         return explicit
     causal, extra = found
     return Mask(causal, None if extra is None or local_size is None else local_size + extra, attention_mask)
 
 
-def forward(module: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask | torch.Tensor | None, *,
-            scaling: float | None = None, is_causal: bool | None = None, softcap: float | None = None,
-            s_aux: torch.Tensor | None = None, position_bias: torch.Tensor | None = None, **rest: Any,
-            ) -> tuple[torch.Tensor, None]:
+def forward(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+            attention_mask: Mask | torch.Tensor | None, *, scaling: float | None = None, is_causal: bool | None = None,
+            softcap: float | None = None, s_aux: torch.Tensor | None = None, position_bias: torch.Tensor | None = None,
+            **rest: Any) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: one `ingot::attention`, the result as [b, s, h, e]."""
-    unknown = [name for name, value in rest.items() if isinstance(value, torch.Tensor) and name not in _IGNORED]
+    unknown = [name for name, given in rest.items() if isinstance(given, torch.Tensor) and name not in _IGNORED]
     if unknown:
         raise UnsupportedOp(f"the attention of {type(module).__name__} is given {', '.join(unknown)}, which is not imported",
                             hint="teach ingot/frontend/attention.py what it means")
-    padding, bias, window = None, position_bias, None
+    mask, padding, bias, window = attention_mask, None, position_bias, None
     if isinstance(mask, Mask):
         causal, window, padding = mask.causal, mask.window, mask.padding
     elif mask is None:
         causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     else:
         causal = False
-        shut = torch.where(mask, 0.0, -torch.inf).to(q.dtype) if mask.dtype == torch.bool else mask
+        shut = torch.where(mask, 0.0, -torch.inf).to(query.dtype) if mask.dtype == torch.bool else mask
         bias = shut if bias is None else bias + shut
-    scale = float(scaling) if scaling is not None else q.shape[-1] ** -0.5
-    out = attention(q, k, v, padding, bias, s_aux, scale, causal, window, softcap)
+    scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
+    out = attention(query, key, value, padding, bias, s_aux, scale, causal, window, softcap)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -128,5 +128,5 @@ def register() -> None:
 @contextmanager
 def one_sequence_per_row() -> Iterator[None]:
     """While tracing: positions are inputs of their own and do not mean that a row packs several sequences."""
-    with patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None):
+    with patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None, create=True):
         yield

@@ -41,7 +41,7 @@ class Sizes:
                             hint="give that axis a fixed size, or teach ingot/frontend/dimensions.py the function")
 
     def _expression(self, size: sympy.Expr) -> Dim | None:
-        args = size.args
+        args: tuple[Any, ...] = size.args
         if isinstance(size, sympy.Pow):
             if not args[1].is_Integer or int(args[1]) < 1:
                 return None

@@ -66,7 +66,8 @@ def _convert(path: Path, target: Path) -> None:
 
     from ingot.frontend.architecture import first_line, quiet
 
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent.resolve()), "gguf_file": path.name, "local_files_only": True}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent.resolve()), "gguf_file": path.name,
+                             "local_files_only": True}
     # transformers asks for accelerate before it reads a GGUF file, and uses it only to place models on several devices
     with (quiet(), patch("transformers.modeling_utils.is_accelerate_available", lambda *args: True),
           patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda items, **_: items)):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,17 @@ def load(model: str | Path, *, dtype: str | None = None, weights: bool = True, c
                           hint="give a checkpoint directory, a .gguf file, an .ir file, or package.module:callable")
 
 
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """As under `python -m`: a script's own directory is on the path, that of an installed command is not."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
 def _call(package: str, name: str) -> Module:
     import torch
 
@@ -49,7 +63,8 @@ def _call(package: str, name: str) -> Module:
 
     where = f"{package}:{name}"
     try:
-        function = getattr(importlib.import_module(package), name)
+        with _working_directory_importable():
+            function = getattr(importlib.import_module(package), name)
     except ImportError as error:
         raise IngotError(f"cannot import {package}: {error}", where=where) from error
     except AttributeError:

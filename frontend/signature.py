@@ -54,7 +54,7 @@ class Call(torch.nn.Module):
             self.signature.outputs[:] = ["logits"]
             return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits,)
         found = {key: value for key, value in self.hf(**given, return_dict=True).items() if isinstance(value, torch.Tensor)}
-        self.signature.outputs[:] = [_OUTPUT_NAMES.get(key, key) for key in found]
+        self.signature.outputs[:] = [_OUTPUT_NAMES.get(str(key), str(key)) for key in found]
         return tuple(found.values())
 
 

@@ -7,8 +7,10 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+import torch.fx.experimental._config
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram, default_decompositions, export
 
@@ -34,20 +36,30 @@ def trace(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], *, dims: M
     """
     with _quiet(), torch.no_grad():
         try:
-            try:
-                program = _export(model, inputs, dims, ranges)
-            except UserError as error:
-                narrowed = _narrowed(str(error), ranges)
-                if narrowed == ranges:
-                    raise
-                ranges = narrowed
-                program = _export(model, inputs, dims, ranges)
-            return program if _importable(program) else program.run_decompositions(_table()), dict(ranges)
+            program, ranges = _attempts(model, inputs, dims, ranges)
+            return program if _importable(program) else program.run_decompositions(_table()), ranges
         except IngotError:
             raise
         except Exception as error:
             raise UnsupportedOp(f"torch.export cannot trace {type(model).__name__}: {_first(error)}", where=_where(error),
                                 hint="branches on tensor values and sizes are what usually stops it") from error
+
+
+def _attempts(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], dims: Mapping[str, tuple[str | int | None, ...]],
+              ranges: Mapping[str, tuple[int, int]]) -> tuple[ExportedProgram, dict[str, tuple[int, int]]]:
+    """As it is; else without the ends of ranges that torch's guards exclude; else never taking a size for the one that
+    broadcasts, which lets go of guards like `size - 1 != 1` (a slice of a sequence)."""
+    try:
+        return _export(model, inputs, dims, ranges), dict(ranges)
+    except UserError as error:
+        narrowed = _narrowed(str(error), ranges)
+        if narrowed != ranges:
+            return _export(model, inputs, dims, narrowed), narrowed
+        with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+            try:
+                return _export(model, inputs, dims, ranges), dict(ranges)
+            except UserError:
+                raise error from None
 
 
 def _export(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], dims: Mapping[str, tuple[str | int | None, ...]],
@@ -66,7 +78,7 @@ _GUARD = re.compile(r"Not all values of (\w+) = (\S+) in the specified range .*?
 def _narrowed(message: str, ranges: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """The ranges without the ends that torch's guards exclude (`size != 64`, `2 <= size`)."""
     out = dict(ranges)
-    for name, size, guard in _GUARD.findall(message):
+    for name, size, guard in ((n, size, g) for n, size, guards in _GUARD.findall(message) for g in guards.split(" and ")):
         if name not in out:
             continue
         least, greatest = out[name]
@@ -120,12 +132,10 @@ def _first(error: Exception) -> str:
 
 
 def _where(error: Exception) -> str | None:
-    from pathlib import Path
-
     trace, found = error.__traceback__, None
     while trace is not None:
         path = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in path and "/frontend/" not in path:
+        if "/torch/" not in path and not path.startswith(("<", str(Path(__file__).parent))):
             found = f"{Path(path).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found

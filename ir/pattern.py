@@ -24,12 +24,16 @@ Bindings = Mapping[str, Any]
 
 
 class NoMatch(Exception):
-    """Why a rule does not apply here: the reason, and the value it is about."""
+    """Why a rule does not apply here: the reason, and the value it is about.
 
-    def __init__(self, reason: str, value: Value | None = None) -> None:
+    matched: how many ops of the pattern fitted; None when all did and a check objected.
+    """
+
+    def __init__(self, reason: str, value: Value | None = None, *, matched: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.value = value
+        self.matched = matched
 
 
 class Elsewhere(NoMatch):
@@ -222,12 +226,21 @@ class Match:
 
 def match(pattern: Pattern, op: Op) -> Match:
     """The first way `pattern` fits the (first) result of `op`. Raises NoMatch with the reason of the nearest miss."""
+    return next(matches(pattern, op))
+
+
+def matches(pattern: Pattern, op: Op) -> Iterator[Match]:
+    """Every way `pattern` fits the (first) result of `op`, one at least.
+
+    Raises NoMatch with the reason of the nearest miss when there is none.
+    """
     trace = Trace()
+    found = False
     try:
         for bindings in pattern.match(op.results[0], {}, trace):
-            return Match(op, bindings)
+            found = True
+            yield Match(op, bindings)
     except IngotError as error:
         raise NoMatch(str(error)) from None
-    miss = NoMatch(trace.reason, trace.value)
-    miss.matched = trace.matched  # type: ignore[attr-defined]
-    raise miss
+    if not found:
+        raise NoMatch(trace.reason, trace.value, matched=trace.matched)

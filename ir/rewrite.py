@@ -10,7 +10,7 @@ from typing import ClassVar
 from ingot.errors import IRError
 from ingot.ir.module import Builder, Func, Module
 from ingot.ir.op import Op
-from ingot.ir.pattern import Either, Elsewhere, Match, NoMatch, P, Pattern, match
+from ingot.ir.pattern import Either, Elsewhere, Match, NoMatch, P, Pattern, matches
 from ingot.ir.value import Value
 
 
@@ -70,12 +70,10 @@ def _sweep(func: Func, rules: Sequence[Rule], misses: list[Miss] | None) -> int:
             by_class[type(op)] = [r for r in rules if _may_start(r.pattern, type(op))]
         for rule in by_class[type(op)]:
             try:
-                m = match(rule.pattern, op)
-                rule.check(m)
+                m = _checked(rule, op)
             except NoMatch as miss:
-                matched = getattr(miss, "matched", None)
-                if misses is not None and not isinstance(miss, Elsewhere) and (matched is None or matched > 1):
-                    misses.append(Miss(rule.name, op, matched or 0, miss.reason, miss.value))
+                if misses is not None and not isinstance(miss, Elsewhere) and (miss.matched is None or miss.matched > 1):
+                    misses.append(Miss(rule.name, op, miss.matched or 0, miss.reason, miss.value))
                 continue
             new = rule.build(m, Builder(func, before=op))
             for old, value in zip(op.results, new if isinstance(new, tuple) else (new,), strict=True):
@@ -83,6 +81,19 @@ def _sweep(func: Func, rules: Sequence[Rule], misses: list[Miss] | None) -> int:
             sites += 1
             break
     return sites
+
+
+def _checked(rule: Rule, op: Op) -> Match:
+    """The first way the rule's pattern fits that its check lets pass. Raises the NoMatch of the first way otherwise."""
+    objection: NoMatch | None = None
+    for m in matches(rule.pattern, op):
+        try:
+            rule.check(m)
+            return m
+        except NoMatch as miss:
+            objection = objection or miss
+    assert objection is not None
+    raise objection
 
 
 def _may_start(pattern: Pattern, cls: type[Op]) -> bool:

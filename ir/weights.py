@@ -71,7 +71,8 @@ class FileWeight(Weight):
         array = _mapped(self.path, _stamp(self.path))[start:stop].view(self.type.dtype.numpy).reshape(self.type.shape)
         bad = first_not_finite(array)
         if bad is not None:
-            warnings.warn(f"{self.path.name}: {self.key} is {float(array[bad])} at {list(bad)}, and maybe elsewhere", stacklevel=2)
+            number = float(array[bad])
+            warnings.warn(f"{self.path.name}: {self.key} is {number} at {list(bad)}, and maybe elsewhere", stacklevel=2)
         return array
 
     @property

@@ -7,8 +7,10 @@ from typing import Any
 
 from ingot.frontend.aten.registry import Graph, aten
 from ingot.ir.dims import Dim
+from ingot.ir.ops.creation import Arange
 from ingot.ir.ops.layout import Concat, Expand, Flip, Pad, Reshape, Slice, Split, Take, TakeAlong, Transpose, Triangle
-from ingot.ir.ops.pointwise import Add, Mod, Mul
+from ingot.ir.ops.pointwise import Add, Equal, Mod, Mul, Where
+from ingot.ir.ops.reduce import Any_
 from ingot.ir.types import bool_, i64
 from ingot.ir.value import Value
 
@@ -62,6 +64,11 @@ def expand(g: Graph, x: Value, *_: Any, **__: Any) -> Value:
     return x if x.type.dims == g.out.dims else g(Expand(x, g.out.dims))
 
 
+@aten("copy.default")
+def copy(g: Graph, x: Value, source: Value, non_blocking: bool = False) -> Value:
+    return expand(g, g.cast(source, g.out.dtype))
+
+
 @aten("repeat.default")
 def repeat(g: Graph, x: Value, repeats: Sequence[Dim]) -> Value:
     """Tiling: every axis gets an outer axis of copies, which is then merged."""
@@ -99,6 +106,21 @@ def slice_(g: Graph, x: Value, dim: int = 0, start: Dim | None = None, end: Dim 
     first = _from_front(start or 0, size)
     stop = first + count if step == 1 else first + (count - 1) * step + 1
     return cut(g, x, dim, first, stop, step)
+
+
+@aten("slice_scatter.default")
+def slice_scatter(g: Graph, x: Value, source: Value, dim: int = 0, start: Dim | None = None, end: Dim | None = None,
+                  step: int = 1) -> Value:
+    """`x` with `source` in place of a slice."""
+    dim %= x.type.rank
+    if step != 1:
+        raise g.unsupported("a slice with steps")
+    size, first = x.type.dims[dim], _from_front(start or 0, x.type.dims[dim])
+    last = first + source.type.dims[dim]
+    before = [cut(g, x, dim, 0, first)] if first != 0 else []
+    after = [cut(g, x, dim, last, size)] if last != size else []
+    parts = (*before, g.cast(source, g.out.dtype), *after)
+    return parts[0] if len(parts) == 1 else g(Concat(parts, dim))
 
 
 @aten("narrow.default")
@@ -147,12 +169,12 @@ def stack(g: Graph, xs: Sequence[Value], dim: int = 0) -> Value:
 
 @aten("constant_pad_nd.default", "pad.default", "reflection_pad1d.default", "reflection_pad2d.default",
       "replication_pad1d.default", "replication_pad2d.default")
-def pad(g: Graph, x: Value, pads: Sequence[Dim], mode: str | float = "constant", value: float | None = None) -> Value:
-    """torch lists (before, after) from the last axis backwards; a negative one cuts."""
-    if not isinstance(mode, str):
-        mode, value = "constant", mode
-    for name in ("reflect", "replicat"):
-        mode = {"reflect": "reflect", "replicat": "replicate"}[name] if f"aten.{name}" in g.name else mode
+def pad(g: Graph, x: Value, pads: Sequence[Dim], *rest: Any) -> Value:
+    """torch lists (before, after) from the last axis backwards; a negative one cuts. rest: the mode, the value, or both."""
+    mode = next((item for item in rest if isinstance(item, str)), "constant")
+    for prefix, named in (("aten.reflection", "reflect"), ("aten.replication", "replicate")):
+        mode = named if g.name.startswith(prefix) else mode
+    value = next((item for item in rest if isinstance(item, int | float)), 0.0)
     rank = x.type.rank
     around = [(0, 0)] * (rank - len(pads) // 2) + list(zip(pads[-2::-2], pads[-1::-2]))
     for axis, (before, after) in enumerate(around):
@@ -160,7 +182,7 @@ def pad(g: Graph, x: Value, pads: Sequence[Dim], mode: str | float = "constant",
         high = x.type.dims[axis] + (after if isinstance(after, int) and after < 0 else 0)
         x = cut(g, x, axis, low, high)
     grown = tuple(0 if isinstance(n, int) and n < 0 else n for pair in around for n in pair)
-    return x if all(n == 0 for n in grown) else g(Pad(x, grown, float(value or 0.0), mode))
+    return x if all(n == 0 for n in grown) else g(Pad(x, grown, float(value), mode))
 
 
 @aten("roll.default")
@@ -233,3 +255,14 @@ def _apart(g: Graph, x: Value, axes: list[int], tensors: list[Value]) -> Value:
     """Index tensors on axes that are not neighbours: those axes go to the front, where the result has them too."""
     others = [axis for axis in range(x.type.rank) if axis not in axes]
     return index(g, permuted(g, x, [*axes, *others]), tensors)
+
+
+@aten("scatter.value")
+def scatter_value(g: Graph, x: Value, dim: int, index: Value, value: float) -> Value:
+    """`value` at the indexed places of one axis: those whose position is among the row's indices."""
+    dim %= x.type.rank
+    rows, size = x.type.dims[:dim] + x.type.dims[dim + 1:], x.type.dims[dim]
+    if dim != x.type.rank - 1 or index.type.dims[:dim] != rows:
+        raise g.unsupported("places on another axis than the last, or in some rows only")
+    places = g(Equal(reshaped(g, index, (*index.type.dims, 1)), g(Arange(size))))
+    return g(Where(g(Any_(places, (dim,))), g.tensor(value, x.type.dtype), x))

@@ -132,26 +132,23 @@ def adaptive_avg_pool(g: Graph, x: Value, size: Any) -> Value:
 # --- norms --------------------------------------------------------------------------------------------------------
 
 
-def _over_last(g: Graph, x: Value, shape: Sequence[int], *weights: Value | None) -> tuple[Value, ...]:
+def _over_last(g: Graph, x: Value, shape: Sequence[int]) -> Value:
     """Several normalised axes as one."""
-    if len(shape) == 1:
-        return (x, *weights)  # type: ignore[return-value]
-    last = product(tuple(shape))
-    flat = reshaped(g, x, (*x.type.dims[:-len(shape)], last))
-    return (flat, *(None if w is None else reshaped(g, w, (last,)) for w in weights))  # type: ignore[return-value]
+    return x if len(shape) == 1 else reshaped(g, x, (*x.type.dims[:-len(shape)], product(tuple(shape))))
 
 
 @aten("layer_norm.default", "native_layer_norm.default")
 def layer_norm(g: Graph, x: Value, shape: Sequence[int], w: Value | None = None, bias: Value | None = None,
                eps: float = 1e-5, *_: Any) -> Any:
-    flat, w, bias = _over_last(g, x, shape, w, bias)
+    flat = _over_last(g, x, shape)
+    w, bias = (None if v is None else _over_last(g, v, shape) for v in (w, bias))
     y = reshaped(g, g(LayerNorm(flat, w, bias, float(eps))), x.type.dims)
     return (y, None, None) if len(g.outs) == 3 else y
 
 
 @aten("rms_norm.default")
 def rms_norm(g: Graph, x: Value, shape: Sequence[int], w: Value | None = None, eps: float | None = None) -> Value:
-    flat, w = _over_last(g, x, shape, w)
+    flat, w = _over_last(g, x, shape), None if w is None else _over_last(g, w, shape)
     if eps is None:
         eps = {16: 2.0 ** -10 if x.type.dtype.name == "f16" else 2.0 ** -7, 64: 2.0 ** -52}.get(x.type.dtype.bits, 2.0 ** -23)
     return reshaped(g, g(RmsNorm(flat, w, float(eps))), x.type.dims)
@@ -191,23 +188,23 @@ def attention(g: Graph, q: Value, k: Value, v: Value, mask: Value | None, bias: 
 @aten("scaled_dot_product_attention.default")
 def sdpa(g: Graph, q: Value, k: Value, v: Value, mask: Value | None = None, dropout: float = 0.0, is_causal: bool = False,
          *, scale: float | None = None, enable_gqa: bool = False) -> Value:
-    """torch's attention, [..., s, d]; axes before the last two are the batch and the heads."""
+    """torch's attention, [..., s, d]: the axis before the last two is the heads', those before it the batch's."""
     last = q.type.dims[-1]
-    if scale is None:
-        if not isinstance(last, int):
-            raise g.unsupported("a head size that is not fixed")
-        scale = last ** -0.5
+    if not isinstance(last, int):
+        raise g.unsupported("a head size that is not fixed")
     bias = mask
     if mask is not None and mask.type.dtype == bool_:
         bias = g(Where(mask, g.scalar(0.0, f32), g.scalar(float("-inf"), f32)))
     rank = q.type.rank
-    if rank < 4:
-        q, k, v = (reshaped(g, x, (1,) * (4 - rank) + x.type.dims) for x in (q, k, v))
+    if rank < 4:  # one head
+        q, k, v = (reshaped(g, x, ((1,) + x.type.dims[:-2])[-1:] + (1,) + x.type.dims[-2:]) for x in (q, k, v))
+        if bias is not None and bias.type.rank == 3:
+            bias = reshaped(g, bias, (bias.type.dims[0], 1, *bias.type.dims[1:]))
     elif rank > 4:
         if bias is not None:
             raise g.unsupported(f"a mask with {rank} axes")
         q, k, v = (reshaped(g, x, (product(x.type.dims[:rank - 3]), *x.type.dims[rank - 3:])) for x in (q, k, v))
-    y = g(Attention(q, k, v, bias=bias, scale=float(scale), causal=is_causal))
+    y = g(Attention(q, k, v, bias=bias, scale=last ** -0.5 if scale is None else float(scale), causal=is_causal))
     return reshaped(g, y, g.out.dims)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ingot.frontend.aten.registry import RULES, Graph, Rule, aten
+from ingot.frontend.aten.registry import RULES, Graph, Rule, aten, common_dtype
 from ingot.ir.dims import Dim
 from ingot.ir.op import Op
 from ingot.ir.ops import pointwise as p
@@ -20,7 +20,7 @@ Operand = Value | float | Dim
 def _scaled(g: Graph, x: Operand, alpha: float) -> Operand:
     if alpha == 1:
         return x
-    return g(p.Mul(*g.common(x, alpha))) if isinstance(x, Value) else x * alpha  # type: ignore[return-value]
+    return g(p.Mul(*g.common(x if isinstance(x, Value) else g.scalar(x, common_dtype([x])), alpha)))
 
 
 @aten("add.Tensor", "add.Scalar")
@@ -50,11 +50,18 @@ def div(g: Graph, x: Operand, y: Operand, rounding_mode: str | None = None) -> V
     a, b = g.common(x, y)
     if rounding_mode == "floor":
         return g(p.FloorDiv(a, b))
-    if rounding_mode == "trunc" and not a.type.dtype.is_float:
-        raise g.unsupported("division of integers that rounds towards zero")
+    if rounding_mode == "trunc":
+        return _towards_zero(g, a, b)
     a, b = (v if v.type.dtype.is_float else g.cast(v, f32) for v in (a, b))
-    quotient = g(p.Div(a, b))
-    return _trunc(g, quotient) if rounding_mode == "trunc" else quotient
+    return g(p.Div(a, b))
+
+
+def _towards_zero(g: Graph, a: Value, b: Value) -> Value:
+    """The quotient without its fraction."""
+    if a.type.dtype.is_float:
+        return _trunc(g, g(p.Div(a, b)))
+    size = g(p.FloorDiv(g(p.Abs(a)), g(p.Abs(b))))
+    return g(p.Mul(g(p.Mul(g(p.Sign(a)), g(p.Sign(b)))), size))
 
 
 @aten("floor_divide.default", "floor_divide.Scalar")
@@ -65,6 +72,13 @@ def floor_divide(g: Graph, x: Operand, y: Operand) -> Value:
 @aten("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")
 def remainder(g: Graph, x: Operand, y: Operand) -> Value:
     return g(p.Mod(*g.common(x, y)))
+
+
+@aten("fmod.Tensor", "fmod.Scalar")
+def fmod(g: Graph, x: Operand, y: Operand) -> Value:
+    """The remainder with the sign of the dividend."""
+    a, b = g.common(x, y)
+    return g(p.Sub(a, g(p.Mul(_towards_zero(g, a, b), b))))
 
 
 @aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")

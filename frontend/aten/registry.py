@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,8 @@ Rule = Callable[..., Any]
 """`rule(g, *args, **kwargs)`: the torch op's arguments, tensors as values, sizes as dims, dtypes as DType. It returns the
 value of the result, or a tuple of values (None for a result no model uses)."""
 
+R = TypeVar("R", bound=Rule)
+
 RULES: dict[str, Rule] = {}
 """Rules by full torch op name, `aten.add.Tensor`."""
 
@@ -29,9 +31,9 @@ TORCH_DTYPES: dict[torch.dtype, DType] = {
 }
 
 
-def aten(*names: str) -> Callable[[Rule], Rule]:
+def aten(*names: str) -> Callable[[R], R]:
     """Register a rule for torch ops, `add.Tensor` for `aten.add.Tensor`; a name with two dots is taken as it is."""
-    def register(rule: Rule) -> Rule:
+    def register(rule: R) -> R:
         for name in names:
             RULES[name if name.count(".") == 2 else f"aten.{name}"] = rule
         return rule

@@ -16,7 +16,7 @@ from ingot.ir.value import Value
 
 
 class Pointwise(Op):
-    """Base: subclasses give `scalar(o, *operands)`; attributes are read from self."""
+    """Base: subclasses give `scalar(o, *operands)` where it is no primitive; attributes are read from self."""
 
     predicate: ClassVar[bool] = False
     """Whether the result is bool, whatever the operands are."""
@@ -26,7 +26,8 @@ class Pointwise(Op):
     """Whether bools are refused."""
 
     def scalar(self, o: Any, *args: Any, **_: Any) -> Any:
-        raise NotImplementedError(self.name)
+        """The op on scalars; unless a class says otherwise, the primitive of the op's name."""
+        return getattr(o, self.name)(*args)
 
     def infer(self) -> TensorType:
         if self.floating:
@@ -102,9 +103,6 @@ class FloorDiv(Binary):
     name = "floordiv"
     numeric = True
 
-    def scalar(self, o: Any, x: Any, y: Any) -> Any:
-        return o.floordiv(x, y)
-
 
 class Mod(Binary):
     """Remainder with the sign of the divisor, as in Python."""
@@ -112,32 +110,20 @@ class Mod(Binary):
     name = "mod"
     numeric = True
 
-    def scalar(self, o: Any, x: Any, y: Any) -> Any:
-        return o.mod(x, y)
-
 
 class Pow(Binary):
     name = "pow"
     numeric = True
-
-    def scalar(self, o: Any, x: Any, y: Any) -> Any:
-        return o.pow(x, y)
 
 
 class Maximum(Binary):
     name = "maximum"
     commutative = True
 
-    def scalar(self, o: Any, x: Any, y: Any) -> Any:
-        return o.maximum(x, y)
-
 
 class Minimum(Binary):
     name = "minimum"
     commutative = True
-
-    def scalar(self, o: Any, x: Any, y: Any) -> Any:
-        return o.minimum(x, y)
 
 
 class Neg(Unary):
@@ -151,48 +137,30 @@ class Neg(Unary):
 class Abs(Unary):
     name = "abs"
 
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.abs(x)
-
 
 class Sign(Unary):
     name = "sign"
     numeric = True
-
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.sign(x)
 
 
 class Exp(Unary):
     name = "exp"
     floating = True
 
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.exp(x)
-
 
 class Log(Unary):
     name = "log"
     floating = True
-
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.log(x)
 
 
 class Sqrt(Unary):
     name = "sqrt"
     floating = True
 
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.sqrt(x)
-
 
 class Rsqrt(Unary):
     name = "rsqrt"
     floating = True
-
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.rsqrt(x)
 
 
 class Reciprocal(Unary):
@@ -207,40 +175,25 @@ class Sin(Unary):
     name = "sin"
     floating = True
 
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.sin(x)
-
 
 class Cos(Unary):
     name = "cos"
     floating = True
-
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.cos(x)
 
 
 class Erf(Unary):
     name = "erf"
     floating = True
 
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.erf(x)
-
 
 class Floor(Unary):
     name = "floor"
     numeric = True
 
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.floor(x)
-
 
 class Ceil(Unary):
     name = "ceil"
     numeric = True
-
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.ceil(x)
 
 
 class Round(Unary):
@@ -248,9 +201,6 @@ class Round(Unary):
 
     name = "round"
     numeric = True
-
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.round(x)
 
 
 class Clamp(Unary):
@@ -276,16 +226,10 @@ class Sigmoid(Unary):
     name = "sigmoid"
     floating = True
 
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.sigmoid(x)
-
 
 class Tanh(Unary):
     name = "tanh"
     floating = True
-
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.tanh(x)
 
 
 class Relu(Unary):
@@ -347,9 +291,6 @@ class Gelu(Unary):
 class Softplus(Unary):
     name = "softplus"
     floating = True
-
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.softplus(x)
 
 
 class HardSigmoid(Unary):
@@ -446,9 +387,6 @@ class Not(Unary):
 class IsNan(Unary):
     name = "isnan"
     predicate = True
-
-    def scalar(self, o: Any, x: Any) -> Any:
-        return o.isnan(x)
 
 
 class Where(Pointwise):

@@ -91,7 +91,7 @@ def near_misses(draw: st.DrawFn, name: str) -> tuple[Module, type[Op], dict[str,
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
-@settings(max_examples=60)
+@settings(max_examples=settings().max_examples // 2)
 @given(data=st.data())
 def test_what_infer_accepts_runs(name: str, data: st.DataObject) -> None:
     module, cls, fields = data.draw(near_misses(name))
@@ -130,7 +130,7 @@ S = sym("S")
     (lambda: Exp(_value(i64, 3)), "takes floats; cast first"),
     (lambda: Where(_value(i64, 3), _value(f32), _value(f32)), "the condition must be bool"),
     (lambda: Softmax(_value(f32, 3), 1.5), "softmax.axis cannot be 1.5"),
-    (lambda: Softmax(_value(f32, 3), axis=True), "softmax.axis cannot be True|no axis 1"),
+    (lambda: Softmax(_value(f32, 3), axis=True), "softmax.axis cannot be True"),
     (lambda: Softmax(_value(f32, 3), 3), "no axis 3 in a tensor of rank 1"),
     (lambda: Sum(_value(f32, 3, 4), (1, -1)), "an axis is named twice"),
     (lambda: Reshape(_value(f32, S, 4), (S, 5)), "another number of elements"),
