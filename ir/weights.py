@@ -68,7 +68,7 @@ class FileWeight(Weight):
             raise CheckpointError(f"tensor {self.key} {found}", where=str(self.path),
                                   hint="the checkpoint was changed after it was imported")
         start, stop = entry.span
-        array = _mapped(self.path, _stamp(self.path))[start:stop].view(self.type.dtype.numpy).reshape(self.type.shape)
+        array = _mapped(self.path, start, stop).view(self.type.dtype.numpy).reshape(self.type.shape)
         bad = first_not_finite(array)
         if bad is not None:
             number = float(array[bad])
@@ -171,10 +171,12 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"cannot be read: {error.strerror or error}", where=str(path))
 
 
-@lru_cache(maxsize=256)
-def _mapped(path: Path, stamp: Stamp) -> np.ndarray:
+def _mapped(path: Path, start: int, stop: int) -> np.ndarray:
+    """Some bytes of a file. A map of their own, so that their pages leave memory with the array."""
+    if start == stop:
+        return np.zeros(0, np.uint8)
     try:
-        return np.memmap(path, dtype=np.uint8, mode="r")
+        return np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=(stop - start,))
     except OSError as error:
         raise _unreadable(path, error) from None
 
