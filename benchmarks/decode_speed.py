@@ -161,17 +161,11 @@ def table(records: list[dict[str, object]]) -> str:
 @click.option(
     "--rivals", type=click.Path(path_type=Path, exists=True), required=True, help="Made by rivals/setup.sh."
 )
-@click.option(
-    "--rounds", default=5, show_default=True, help="Rounds that count, after one that does not."
-)
+@click.option("--rounds", default=5, show_default=True, help="Rounds that count, after one that does not.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--only", help="Engines whose name contains one of these, separated by commas.")
-@click.option(
-    "--idle", default=0.0, help="Most seconds to wait, before every run, for other processes."
-)
-@click.option(
-    "--json", "out", type=click.Path(path_type=Path), help="Write rounds and medians to this file."
-)
+@click.option("--idle", default=0.0, help="Most seconds to wait, before every run, for other processes.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write rounds and medians to this file.")
 def main(
     artifact_b32: Path,
     artifact_b128: Path,

@@ -73,12 +73,15 @@ def build(config: PreTrainedConfig, dtype: torch.dtype = torch.float32, *, where
 
 
 @contextmanager
-def importable(model: PreTrainedModel) -> Iterator[None]:
-    """The model with the attention, the experts and the rope that import best, then as it was."""
+def importable(model: PreTrainedModel, *, mask_tensors: bool = False) -> Iterator[None]:
+    """The model with the attention, the experts and the rope that import best, then as it was.
+
+    mask_tensors: for a model that computes on its attention mask.
+    """
     attention.register()
     before, experts = model.config._attn_implementation or "eager", model.config._experts_implementation
     with ExitStack() as stack, quiet(), attention.one_sequence_per_row():
-        model.set_attn_implementation(attention.implementation(type(model)))
+        model.set_attn_implementation(attention.implementation(type(model), tensors=mask_tensors))
         stack.callback(model.set_attn_implementation, before)
         if experts is not None:
             model.set_experts_implementation(EXPERTS)

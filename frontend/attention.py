@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = "ingot"
-"""The name under which transformers knows this attention."""
+"""The name under which transformers knows this attention with masks as descriptions."""
+WITH_TENSORS = "ingot-tensors"
+"""The same attention with masks as tensors, for models that compute on their mask."""
 
 
 @torch.library.custom_op("ingot::attention", mutates_args=())
@@ -40,13 +42,30 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | No
     return q.new_empty((*q.shape[:3], v.shape[3]))
 
 
+class MaskOpened(UnsupportedOp):
+    """A model computes on its attention mask instead of handing it on."""
+
+
 @dataclass(frozen=True)
 class Mask:
-    """What a model's attention mask says. window: as in the `attention` op; padding: [b, t], nonzero where a key is visible."""
+    """What a model's attention mask says. window: as in the `attention` op; padding: [b, t], nonzero where a key is visible.
+
+    It is no tensor: computing on it raises MaskOpened.
+    """
 
     causal: bool
     window: int | None
     padding: torch.Tensor | None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise MaskOpened(f"the model reads {name} of its attention mask")
+
+    def _opened(self, *operands: object) -> Any:
+        raise MaskOpened("the model computes on its attention mask")
+
+    __getitem__ = __add__ = __radd__ = __mul__ = __rmul__ = __and__ = __rand__ = __invert__ = _opened
 
 
 _STANDARD: dict[frozenset[str], tuple[bool, int | None]] = {
@@ -74,14 +93,18 @@ def describe_mask(*, mask_function: Callable[..., Any], attention_mask: torch.Te
     """transformers' mask interface: a `Mask` where the mask is a standard one, else the boolean tensor itself."""
     found = _STANDARD.get(frozenset(_parts(mask_function)))
     if found is None:
-        from transformers.masking_utils import sdpa_mask
-
-        options: dict[str, Any] = rest | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        explicit: torch.Tensor | None = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask,
-                                                  local_size=local_size, **options)
-        return explicit
+        return mask_tensor(mask_function=mask_function, attention_mask=attention_mask, local_size=local_size, **rest)
     causal, extra = found
     return Mask(causal, None if extra is None or local_size is None else local_size + extra, attention_mask)
+
+
+def mask_tensor(**options: Any) -> torch.Tensor | None:
+    """transformers' mask interface: the boolean tensor [b, 1, s, t], True where a key is visible."""
+    from transformers.masking_utils import sdpa_mask
+
+    given: dict[str, Any] = options | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask: torch.Tensor | None = sdpa_mask(**given)
+    return mask
 
 
 def forward(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
@@ -111,9 +134,14 @@ _IGNORED = frozenset({"position_ids", "cache_position", "cu_seq_lens_q", "cu_seq
 """Tensors that models pass along to every attention implementation and that change nothing here."""
 
 
-def implementation(model: type[PreTrainedModel]) -> str:
-    """The attention to import a model class with: this one, or its own written out where it does not take another."""
-    return ATTENTION if hasattr(sys.modules[model.__module__], "ALL_ATTENTION_FUNCTIONS") else "eager"
+def implementation(model: type[PreTrainedModel], *, tensors: bool = False) -> str:
+    """The attention to import a model class with: this one, or its own written out where it does not take another.
+
+    tensors: whether masks are tensors.
+    """
+    if not hasattr(sys.modules[model.__module__], "ALL_ATTENTION_FUNCTIONS"):
+        return "eager"
+    return WITH_TENSORS if tensors else ATTENTION
 
 
 def register() -> None:
@@ -121,8 +149,9 @@ def register() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(ATTENTION, forward)
-    AttentionMaskInterface.register(ATTENTION, describe_mask)
+    for name, mask in ((ATTENTION, describe_mask), (WITH_TENSORS, mask_tensor)):
+        AttentionInterface.register(name, forward)
+        AttentionMaskInterface.register(name, mask)
 
 
 @contextmanager

@@ -32,7 +32,10 @@ class Sizes:
         if isinstance(size, int | sympy.Integer):
             return int(size)
         if isinstance(size, sympy.Symbol):
-            return sym(self.names.get(str(size), str(size)))
+            if str(size) not in self.names:
+                raise UnsupportedOp(f"a size that depends on the data ({size})",
+                                    hint="every size must follow from the inputs' sizes")
+            return sym(self.names[str(size)])
         if isinstance(size, sympy.Expr):
             found = self._expression(size)
             if found is not None:

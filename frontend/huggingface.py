@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ingot.errors import CheckpointError, IngotError
 from ingot.frontend.architecture import build, configuration, importable
 from ingot.frontend.aten.registry import TORCH_DTYPES
+from ingot.frontend.attention import MaskOpened
 from ingot.frontend.buffers import computed_buffers
 from ingot.frontend.checkpoint import listed, read_checkpoint
 from ingot.frontend.importer import WeightOf
@@ -75,11 +76,17 @@ def import_model(model: PreTrainedModel, *, name: str = "model", source: str | N
     def handle(key: str, tensor: torch.Tensor) -> Weight:
         return held(key, buffers[key]) if key in buffers else fallback(key, tensor)
 
-    with importable(model):
-        module = import_module(
-            Call(model, signature), {n: x.example for n, x in signature.inputs.items()},
-            dims={n: x.axes for n, x in signature.inputs.items()}, ranges=signature.ranges, name=_plain(name),
-            outputs=signature.outputs, weight_of=handle, prefix="hf.")
+    def trace(mask_tensors: bool) -> Module:
+        with importable(model, mask_tensors=mask_tensors):
+            return import_module(
+                Call(model, signature), {n: x.example for n, x in signature.inputs.items()},
+                dims={n: x.axes for n, x in signature.inputs.items()}, ranges=signature.ranges, name=_plain(name),
+                outputs=signature.outputs, weight_of=handle, prefix="hf.")
+
+    try:
+        module = trace(mask_tensors=False)
+    except MaskOpened:
+        module = trace(mask_tensors=True)
     module.meta |= {"kind": signature.kind, "model_type": model.config.model_type, "architecture": type(model).__name__,
                     "dtype": str(TORCH_DTYPES[model.dtype])}
     if "S" in module.dims:

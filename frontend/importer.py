@@ -18,7 +18,7 @@ from ingot.frontend.aten import RULES, Graph
 from ingot.frontend.aten.registry import TORCH_DTYPES
 from ingot.frontend.dimensions import Sizes
 from ingot.frontend.tensors import held
-from ingot.ir.dims import Dim, Expr
+from ingot.ir.dims import Dim
 from ingot.ir.module import Module
 from ingot.ir.types import DType, TensorType
 from ingot.ir.value import Const, Value
@@ -119,12 +119,12 @@ class _Importer:
         except IngotError as error:
             raise type(error)(f"importing {name} ({node.name}): {error.message}", where=error.where or where,
                               hint=error.hint) from None
-        made = set(self.graph.func.ops[before:])
         several = isinstance(results, tuple)
         settled = tuple(None if v is None else self.settle(v, t, name)
                         for v, t in zip(results if several else (results,), self.graph.outs, strict=True))
+        made = set(self.graph.func.ops[before:])
         for value in settled:
-            if value is not None and value.op in made | set(self.graph.func.ops[before:]):
+            if value is not None and value.op in made:
                 value.hint = node.name
         self.values[node] = settled if several else settled[0]
 
@@ -209,7 +209,5 @@ def symbol_names(program: ExportedProgram, dims: Mapping[str, tuple[str | int | 
         if node.op == "placeholder" and node.name in dims:
             for size, name in zip(node.meta["val"].shape, dims[node.name]):
                 if isinstance(size, torch.SymInt) and isinstance(name, str):
-                    dim = Sizes({}, {}).dim(size)
-                    if isinstance(dim, Expr):
-                        found[str(dim)] = name
+                    found[str(size.node.expr)] = name
     return found

@@ -78,7 +78,7 @@ def signature_of(model: PreTrainedModel) -> Signature:
     axes = ("B", "S")
     inputs = {"ids": Input("input_ids", tokens, axes)}
     decoder = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    if decoder and "position_ids" in takes:
+    if decoder and "position_ids" in takes and _padded_positions(model) is None:
         inputs["pos"] = Input("position_ids", tokens, axes)
     if not decoder:
         inputs["mask"] = Input("attention_mask", torch.ones_like(tokens), axes)
@@ -99,9 +99,9 @@ def _context(model: PreTrainedModel, config: PreTrainedConfig) -> int:
 
     A rope that changes its frequencies beyond some length is imported with those it has up to there.
     """
-    for path, module in model.named_modules():
-        if path.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
+    table = _padded_positions(model)
+    if table is not None and table.padding_idx is not None:
+        return table.num_embeddings - table.padding_idx - 1
     known = [getattr(config, name) for name in _CONTEXT_NAMES if isinstance(getattr(config, name, None), int)]
     context = int(known[0]) if known else _UNKNOWN_CONTEXT
     rope = getattr(config, "rope_parameters", None) or {}
@@ -109,6 +109,14 @@ def _context(model: PreTrainedModel, config: PreTrainedConfig) -> int:
         if changes_with_length(parameters.get("rope_type")):
             context = min(context, parameters.get("original_max_position_embeddings") or context)
     return context
+
+
+def _padded_positions(model: PreTrainedModel) -> torch.nn.Embedding | None:
+    """The position table of models that count positions from behind its padding row (RoBERTa)."""
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            return module
+    return None
 
 
 def changes_with_length(rope_type: object) -> bool:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.fx.experimental._config
@@ -55,7 +56,8 @@ def _attempts(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], dims: 
         narrowed = _narrowed(str(error), ranges)
         if narrowed != ranges:
             return _export(model, inputs, dims, narrowed), narrowed
-        with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        settings: Any = torch.fx.experimental._config
+        with settings.patch(backed_size_oblivious=True):
             try:
                 return _export(model, inputs, dims, ranges), dict(ranges)
             except UserError:

@@ -36,7 +36,7 @@ class Quantize(Pass):
     not_after = {"quantized": "its weights are quantised already"}  # noqa: RUF012
 
     format: str = option("int4", doc="format of the weights", choices=tuple(FORMATS))
-    group: int = option(32, doc="inputs that share a scale, halved where it does not divide them; 0: one scale per channel",
+    group: int = option(32, doc="inputs that share a scale (the last group may be shorter); 0: one scale per output channel",
                         choices=(0, 16, 32, 64, 128, 256))
     symmetric: bool = option(False, doc="no zero points")
     method: str = option("rtn", doc="how codes are chosen", choices=("rtn",))
@@ -72,7 +72,8 @@ class Quantize(Pass):
         if not users:
             return
         rows, k = const.type.shape
-        group = fitting(self.group, k)
+        # Looking a row up needs whole groups; a product pads the last one.
+        group = fitting(self.group, k) if any(isinstance(u, Embedding) for u in users) else self.group or k
         coded = TensorType(fmt.code, (rows, k))
         per_group = TensorType(f32, (rows, -(-k // group)))
         types = {"packed": coded, "scale": per_group} | ({} if self.symmetric else {"zero": per_group.with_dtype(fmt.code)})

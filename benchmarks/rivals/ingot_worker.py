@@ -40,13 +40,9 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    serve(
-        Ingot(args.artifact, args.threads), [p for p in args.artifact.rglob("*") if p.suffix in MODEL_FILES]
-    )
+    files = [*args.artifact.glob("*.onnx"), args.artifact / "weights.bin", args.artifact / "ingot.json"]
+    serve(Ingot(args.artifact, args.threads), files)
 
-
-MODEL_FILES = {".onnx", ".data", ".bin", ".weights", ".json"}
-"""What counts as the model: graphs, weights, manifest. Tokenizer files do not count for rivals either."""
 
 if __name__ == "__main__":
     main()

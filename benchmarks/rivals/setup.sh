@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the rivals' environments and models in a folder, from a GGUF checkpoint of SmolLM2-135M-Instruct:
 #   benchmarks/rivals/setup.sh MODEL.gguf DIR
-# Every rival gets the same weights: those of the GGUF file, dequantised. llama.cpp needs a compiler and cmake.
+# Every rival gets the weights of the GGUF file, dequantised. llama.cpp needs a compiler and cmake.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 gguf=$(realpath "$1")

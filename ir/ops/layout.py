@@ -143,9 +143,10 @@ class Concat(Op):
         first = self.xs[0].type
         axis = axis_of(self, self.axis, first.rank)
         total: Dim = 0
+        others = [d for i, d in enumerate(first.dims) if i != axis]
         for x in self.xs:
             rest = [d for i, d in enumerate(x.type.dims) if i != axis]
-            if x.type.dtype != first.dtype or rest != [d for i, d in enumerate(first.dims) if i != axis]:
+            if x.type.dtype != first.dtype or x.type.rank != first.rank or rest != others:
                 raise self.fail("operands differ in another axis or in element type")
             total = total + x.type.dims[axis]
         dims = list(first.dims)

@@ -35,3 +35,8 @@ def test_expressions(expression: sympy.Expr, text: str) -> None:
 def test_what_no_dim_says_is_refused(expression: sympy.Expr) -> None:
     with pytest.raises(UnsupportedOp, match="the size"):
         SIZES.dim(expression)
+
+
+def test_a_size_that_depends_on_the_data_is_refused() -> None:
+    with pytest.raises(UnsupportedOp, match=r"depends on the data \(u0\)"):
+        SIZES.dim(sympy.Symbol("u0", integer=True) + A)

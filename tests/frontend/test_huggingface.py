@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from ingot.errors import CheckpointError, IngotError, UnsupportedOp
 from ingot.frontend.huggingface import import_model
@@ -79,6 +80,31 @@ def test_an_encoder_sees_what_its_mask_shows() -> None:
     a, b = (run(module, x)[0] for x in (inputs, other))
     np.testing.assert_allclose(a[~hidden], b[~hidden], atol=1e-12)
     assert np.abs(a[hidden] - b[hidden]).max() > 1e-3
+
+
+def test_a_model_that_computes_on_its_mask_gets_a_tensor() -> None:
+    class Opened(LlamaForCausalLM):
+        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **rest: Any) -> Any:
+            hook = self.model.layers[0].register_forward_pre_hook(open_mask, with_kwargs=True)
+            try:
+                return super().forward(input_ids=input_ids, position_ids=position_ids, **rest)
+            finally:
+                hook.remove()
+
+    def open_mask(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = kwargs["attention_mask"]
+        return args, kwargs | {"attention_mask": mask if mask is None else mask[:, :, :, :]}
+
+    config, model = tiny("llama", num_hidden_layers=1)
+    opened = Opened(config).eval()
+    opened.load_state_dict(model.state_dict())
+    Opened.__module__, Opened.__name__ = LlamaForCausalLM.__module__, "LlamaForCausalLM"
+    module = import_model(opened)
+    (op,) = attentions(module)
+    assert op.bias is not None
+    assert not op.causal
+    inputs = inputs_for(module)
+    np.testing.assert_allclose(run(module, inputs, precision="declared")[0], eager(model, inputs)[0], atol=1e-5)
 
 
 def test_positions_behind_the_padding_row_shorten_the_context() -> None:

@@ -140,6 +140,7 @@ S = sym("S")
     (lambda: Slice(_value(f32, 4), 0, 0, 4, 0), "a step of 0"),
     (lambda: Concat((), 0), "nothing to join"),
     (lambda: Concat((_value(f32, 2), _value(f64, 2))), "differ in another axis or in element type"),
+    (lambda: Concat((_value(f32, 2, 3), _value(f32, 2)), 1), "differ in another axis"),
     (lambda: RmsNorm(_value(f32, S, 8), _value(f32, 4)), "w must have the last axis of x"),
     (lambda: Gelu(_value(f32, 2), "quick"), "no approximation quick"),
 ])

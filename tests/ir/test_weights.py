@@ -79,6 +79,10 @@ def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
         save_file({"a": torch.full((2,), value)}, new)
         new.replace(path)
         assert weight.materialize().tolist() == [value, value]
+    save_file({"a": torch.zeros(2, dtype=torch.int32)}, new)  # a header of the same length
+    assert new.stat().st_size == path.stat().st_size
+    new.replace(path)
+    assert str(header(path)["a"].type) == "i32[2]"
 
 
 def test_a_checkpoint_changed_after_import_is_refused(checkpoint: Path) -> None:
