@@ -13,7 +13,7 @@ LINKS  := $(addprefix src/ingot/,ir frontend passes backends runtime)
 demo: $(BIN)/.installed $(MODEL)
 	$(BIN)/ingot compile $(MODEL) -o $(CACHE)/smollm2-int4 --recipe cpu-int4 --force
 	$(BIN)/ingot compile $(MODEL) -o $(CACHE)/smollm2-fp32 --recipe fp32 --force
-	$(BIN)/ingot generate $(CACHE)/smollm2-int4 "Why is the sky blue? Answer in two sentences." --max-new-tokens 80
+	$(BIN)/ingot generate $(CACHE)/smollm2-int4 "What is the capital of France?" --max-new-tokens 60
 	$(BIN)/python examples/compare_artifacts.py $(CACHE)/smollm2-fp32 $(CACHE)/smollm2-int4 --text examples/data/moby-dick.txt
 
 test: dev lint types

@@ -88,10 +88,10 @@ def main(stage: str, folder: Path | None, group: int) -> None:
 
 
 def arithmetic_bytes(group: int) -> float:
-    """Linears in 4 bits with an f32 scale per group, the embedding and norms in f32."""
+    """Linears in 4 bits with an f32 scale and a 4-bit zero point per group, the embedding and norms in f32."""
     d, f, v, layers = (CONFIG[k] for k in ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers"))
     linears = layers * (4 * d * d + 3 * d * f) + v * d
-    return linears * (4 + 32 / group) / 8 + 4 * (v * d + d * (2 * layers + 1))
+    return linears * (4 + 36 / group) / 8 + 4 * (v * d + d * (2 * layers + 1))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from ingot.runtime.session import Session
 from tests.frontend.models import DECODERS, ENCODERS, VISION, VOCAB, saved, tiny
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
+NOISE = 0.06
+"""Relative noise of quantised recipes on random weights. onnxruntime's 4-bit kernel alone makes 0.023 of it (activations in
+8 bits), per-row 8-bit products 0.035, the 8-bit cache 0.03; a wrong scale or position makes 0.3 and more."""
 
 
 @pytest.fixture(autouse=True)
@@ -93,10 +96,10 @@ def test_quantised_recipes_decode_like_their_own_graph(recipe: str, tmp_path: Pa
     optimize(module, recipe_text(recipe, kind="encoder"))
     ids = np.random.default_rng(0).integers(3, VOCAB, (1, 24))
     expected = Executor(module).run({"ids": ids, "pos": np.arange(24)[None]})[0].numpy()[0]
-    assert noise(session.logits(ids)[0], expected) < 0.03
+    assert noise(session.logits(ids)[0], expected) < NOISE
     session.prefill([ids[0, :3]])
     steps = np.stack([session.step(ids[:, i])[0].copy() for i in range(3, 24)])
-    assert noise(steps, expected[3:]) < 0.03
+    assert noise(steps, expected[3:]) < NOISE
 
 
 def noise(got: np.ndarray, expected: np.ndarray) -> float:
