@@ -12,7 +12,7 @@ DECODE_INT8 = "take-logits,insert-kv-cache{dtype=int8}"
 RECIPES: dict[str, tuple[str, str]] = {
     "fp32": (f"{TRACE},{DECODE},{CLEAN}", "32-bit floats throughout: the reference"),
     "cpu-int8": (f"{TRACE},{DECODE_INT8},quantize{{format=int8 group=32 symmetric}},{CLEAN}",
-                 "8-bit weights in groups of 32, 8-bit KV cache: hardly a loss"),
+                 "8-bit weights in groups of 32, 8-bit KV cache: a small loss"),
     "cpu-int4": (f"{TRACE},{DECODE_INT8},quantize{{format=int4 group=32 symmetric}},{CLEAN}",
                  "4-bit weights in groups of 32, 8-bit KV cache: the smallest at full kernel speed"),
 }
