@@ -60,7 +60,6 @@ class Graph:
         options.intra_op_num_threads = threads or 0
         if initializers:
             options.add_external_initializers(list(initializers), list(initializers.values()))
-        self._initializers = initializers
         try:
             self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception
