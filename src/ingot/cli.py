@@ -43,7 +43,6 @@ def main() -> None:
     """Compile trained models into smaller, faster ones, and see what every step did."""
 
 
-output = click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True)
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON record on stdout.")
 threads = click.option("--threads", type=click.IntRange(1), help="Threads within one operator [default: one per core].")
 
@@ -233,7 +232,7 @@ def passes(name: str | None, as_json: bool) -> None:
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--format", "format_", type=click.Choice(["onnx"]), required=True)
-@output
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
 @click.option("--force", is_flag=True, help="Replace an existing directory.")
 def export(artifact: Path, format_: str, out: Path, force: bool) -> None:
     """Write ARTIFACT in a format other tools read: onnx gives model.onnx and its weights."""

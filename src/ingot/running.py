@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,4 +97,4 @@ def bench(artifact: Path | str, *, threads: int | None = None, **options: Any) -
     return _bench(session, **options)
 
 
-__all__ = ["Generation", "Iterator", "bench", "evaluate", "generate", "stream"]
+__all__ = ["Generation", "bench", "evaluate", "generate", "stream"]
