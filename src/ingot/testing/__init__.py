@@ -7,7 +7,8 @@
         assert_exact(before, module)
 """
 
-from ingot.testing.compare import assert_exact, copy_module, difference, inputs_for, sizes_for
+from ingot.ir.copy import copy_module
+from ingot.testing.compare import assert_exact, difference, inputs_for, sizes_for
 from ingot.testing.examples import Example, examples
 from ingot.testing.graphs import graphs
 from ingot.testing.weights import weights

@@ -20,22 +20,6 @@ LARGEST = 6
 """Dims are drawn up to this size, where their range allows it: small shapes show the same mistakes faster."""
 
 
-def copy_module(module: Module) -> Module:
-    """A module of its own that computes the same: values, ops and funcs are new, weight handles are shared."""
-    twin = Module(module.name)
-    twin.dims, twin.meta, twin.history = dict(module.dims), dict(module.meta), list(module.history)
-    mapping: dict[Value, Value] = {c: twin.add_const(c.name, c.weight) for c in module.consts.values()}
-    for func in module.funcs.values():
-        its = twin.add_func(func.name)
-        for param in func.params:
-            mapping[param] = its.add_param(param.hint or "", param.type)
-        for op in func.ops:
-            mapping.update(zip(op.results, its.insert(op.clone(mapping)).results))
-        its.set_returns(mapping[v] for v in func.returns)
-        its.reuse = {index: mapping[param] for index, param in func.reuse.items()}
-    return twin
-
-
 def sizes_for(module: Module, rng: np.random.Generator, **given: int) -> dict[str, int]:
     """A size within its declared range for every dim of the module; `given` ones as they are."""
     drawn = {name: int(rng.integers(least, max(least, min(greatest, LARGEST)) + 1))
