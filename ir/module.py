@@ -1,7 +1,8 @@
 """Modules and funcs, and the few methods through which a graph may change.
 
-Everything that changes a graph (`insert`, `erase`, `replace`, `set_operand`, `set_returns`, `add_param`, `remove_param`,
-`add_const`, `remove_const`, `set_dim`) moves `module.epoch`, so "did anything change" is computed, never reported.
+Everything that changes a graph (`insert`, `erase`, `replace`, `set_operand`, `set_returns`, `add_param`, `set_param_type`,
+`remove_param`, `add_const`, `remove_const`, `set_dim`) moves `module.epoch`, so "did anything change" is computed, never
+reported.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Module:
     """Symbolic dims with their ranges, weights, funcs, and facts about the model.
 
     dims: name -> (least, greatest) value, both inclusive. meta: plain facts (kind, context length, ...).
-    history: the passes applied so far, as pipeline text.
+    history: the passes applied so far, as pipeline text. replaced: where it is a list, `Func.replace` notes (old, new) in it.
     """
 
     def __init__(self, name: str = "model") -> None:
@@ -36,6 +37,7 @@ class Module:
         self.meta: dict[str, str | int | float | bool] = {}
         self.history: list[str] = []
         self.epoch = 0
+        self.replaced: list[tuple[Value, Value]] | None = None
 
     @property
     def main(self) -> Func:
@@ -113,6 +115,14 @@ class Func:
         self.module.epoch += 1
         return value
 
+    def set_param_type(self, value: Value, type: TensorType) -> None:
+        """Give a parameter another type; call `retype` afterwards. Raises IRError when there is no such parameter."""
+        if value not in self.params:
+            raise IRError(f"{value!r} is not a parameter of func @{self.name}")
+        if value.type != type:
+            value.type = type
+            self.module.epoch += 1
+
     def remove_param(self, value: Value) -> None:
         """Drop an unused parameter. Raises IRError while it is used."""
         if value.n_uses:
@@ -167,6 +177,8 @@ class Func:
             self._rewire(user, lambda v: new if v is old else v)
         if new.op is not None and old.hint and (new.hint is None or new.hint == new.op.name.split(".")[-1]):
             new.hint = old.hint
+        if self.module.replaced is not None:
+            self.module.replaced.append((old, new))
         self.module.epoch += 1
 
     def set_operand(self, op: Op, field: str, value: Value | tuple[Value, ...] | None) -> None:

@@ -8,17 +8,23 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from ingot.errors import PassError
+from ingot.ir.cache_coding import decode, encode
 from ingot.ir.dims import sym
 from ingot.ir.module import Builder, Func, Module
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.creation import Arange
-from ingot.ir.ops.pointwise import Cast, Clamp, Div, Mul, Round
+from ingot.ir.ops.pointwise import Cast
 from ingot.ir.types import TensorType, i8, i64
 from ingot.ir.value import Value
 from ingot.ir.weights import ArrayWeight, call
 from ingot.passes.base import Context, Pass, option
 from ingot.passes.calibrate import peaks
 from ingot.passes.sequence import follow_sequence
+
+HEADROOM = 1.125
+"""Room above the peaks seen on calibration text, so that other text does not clip."""
+SIMILAR = 8.0
+"""The greatest peak of a feature, in medians, up to which one scale serves them all."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,10 @@ class InsertKvCache(Pass):
     establishes = ("cached",)
     not_after = {"cached": "the model has a KV cache already"}  # noqa: RUF012
 
-    dtype: str = option("float", doc="elements of the cache: the model's own, or int8 with one scale per head and feature",
-                        choices=("float", "int8"))
+    dtype: str = option("float", doc="elements of the cache: the model's own, or int8", choices=("float", "int8"))
+    scale: str = option("auto", doc="scales of an int8 cache: one for all of a layer's keys or values (the fastest), one per "
+                                    "head and feature, or the first where the features are of similar size",
+                        choices=("auto", "tensor", "channel"))
 
     def requires(self) -> tuple[str, ...]:
         """int8 takes its scales from the keys and values of calibration text."""
@@ -47,7 +55,7 @@ class InsertKvCache(Pass):
         found = follow_sequence(func)
         if not found.attentions:
             raise PassError("there is no causal attention to cache", hint="run recognize first, or compile without a cache")
-        scales = _scales(module, found.attentions, ctx) if self.dtype == "int8" else {}
+        scales = self._scales(module, found.attentions, ctx) if self.dtype == "int8" else {}
         pos = _positions(func, found.aranges)
         least, greatest = module.dims[str(found.length)]
         module.set_dim("T", least, greatest)
@@ -60,15 +68,19 @@ class InsertKvCache(Pass):
         func.drop_dead()
         return len(found.attentions)
 
-
-def _scales(module: Module, attentions: list[Attention], ctx: Context) -> dict[Value, np.ndarray]:
-    """The step of int8 keys and values [1, key heads, 1, features] by value, from their peaks on calibration text.
-
-    An eighth of headroom keeps other text from clipping.
-    """
-    watched = [v for op in attentions for v in (op.k, op.v)]
-    found = peaks(module, watched, ctx, keep=(1, 3))
-    return {v: (np.maximum(peak, 1e-6) * (1.125 / 127)).astype(np.float32) for v, peak in found.items()}
+    def _scales(self, module: Module, attentions: list[Attention], ctx: Context) -> dict[Value, np.ndarray]:
+        """The step of int8 keys and values, [1, key heads, 1, features] or [1], from their peaks on calibration text."""
+        watched = [v for op in attentions for v in (op.k, op.v)]
+        found = peaks(module, watched, ctx, keep=(1, 3))
+        scales: dict[Value, np.ndarray] = {}
+        for value, peak in found.items():
+            similar = peak.max() <= SIMILAR * np.median(peak)
+            if self.scale == "tensor" or (self.scale == "auto" and similar):
+                peak = peak.max().reshape(1)
+            scales[value] = (np.maximum(peak, 1e-6) * (HEADROOM / 127)).astype(np.float32)
+        ctx.details["scales"] = {kind: sum((s.size == 1) == (kind == "tensor") for s in scales.values())
+                                 for kind in ("tensor", "channel")}
+        return scales
 
 
 def _positions(func: Func, aranges: list[Arange]) -> Value:
@@ -110,9 +122,8 @@ def _cache(func: Func, op: Attention, pos: Value, index: int, scales: dict[Value
             continue
         cache = func.add_param(name, TensorType(i8, (batch, heads, sym("T"), features)))
         step = b.const(f"{name}.scale", ArrayWeight(scales[value], call("computed", **{"pass": "insert-kv-cache", "key": name})))
-        codes = b(Cast(b(Clamp(b(Round(b(Div(value, step)))), -128.0, 127.0)), i8))
-        writes.append(CacheWrite(cache, codes, pos))
-        read.append(b(Mul(b(Cast(b(writes[-1], hint=f"{name}_new"), value.type.dtype)), step)))
+        writes.append(CacheWrite(cache, encode(b, value, step), pos))
+        read.append(decode(b, b(writes[-1], hint=f"{name}_new"), step, value.type.dtype))
     cached = b(Attention(op.q, read[0], read[1], pos, op.mask, op.bias, op.sinks, **op.attrs))
     func.replace(op.result, cached)
     return writes

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ingot.errors import ArtifactError
 from ingot.runtime.manifest import Port
@@ -22,8 +23,12 @@ class KVCache:
     buffer, so the graph can run on one row alone without copying.
     """
 
-    def __init__(self, states: Sequence[tuple[Port, Port]], *, context: int) -> None:
-        """states: pairs of a state input and the output that updates it. context: most positions, the last capacity."""
+    def __init__(self, states: Sequence[tuple[Port, Port]], *, context: int,
+                 steps: Mapping[str, NDArray[np.float32]] | None = None) -> None:
+        """states: pairs of a state input and the output that updates it. context: most positions, the last capacity.
+
+        steps: of the codes of int8 states, by input name, shaped to broadcast over the buffers; those can become floats.
+        """
         for port, _ in states:
             symbols = [dim for dim in port.dims if isinstance(dim, str)]
             if not port.dims or port.dims[0] != "B" or not set(symbols) <= {"B", "T"} or len(symbols) > 2:
@@ -31,11 +36,14 @@ class KVCache:
                                     "they must be B first, at most one T, and sizes")
         self._states = tuple(states)
         self._context = context
+        self._steps = dict(steps or {})
         self._values: list[Any] = []
         self.arrays: list[Array] = []
         """One buffer per state, in manifest order."""
         self.batch = 0
         self.capacity = 0
+        self.wide = False
+        """Whether states with steps hold floats now, instead of codes."""
 
     @property
     def nbytes(self) -> int:
@@ -52,10 +60,35 @@ class KVCache:
         old = self.arrays if batch == self.batch and keep else []
         capacity = max(SMALLEST, 1 << (positions - 1).bit_length()) if positions else SMALLEST
         self.batch, self.capacity = batch, min(capacity, self._context)
-        self._set([zeros(self._shape(port), port.dtype) for port, _ in self._states])
+        self._set([zeros(self._shape(port), self._dtype(port)) for port, _ in self._states])
         for (port, _), before, after in zip(self._states, old, self.arrays, strict=False):
             kept = tuple(slice(keep) if dim == "T" else slice(None) for dim in port.dims)
             after[kept] = before[kept]
+        return True
+
+    def become(self, *, wide: bool, keep: int) -> bool:
+        """Turns the codes of states with steps into floats (`wide`), or floats into codes: the first `keep` positions.
+
+        Returns whether buffers moved. Floats that come from codes turn into the same codes again.
+        """
+        if wide == self.wide or not self._steps:
+            return False
+        self.wide = wide
+        made: list[Array] = []
+        for (port, _), before in zip(self._states, self.arrays, strict=False):
+            step = self._steps.get(port.name)
+            if step is None:
+                made.append(before)
+                continue
+            after = zeros(before.shape, self._dtype(port))
+            for row in range(self.batch if keep else 0):
+                old, new = before[row : row + 1, :, :keep], after[row : row + 1, :, :keep]
+                if wide:
+                    np.multiply(old, step, out=new)
+                else:
+                    new[:] = np.clip(np.rint(old / step), -128, 127)
+            made.append(after)
+        self._set(made)
         return True
 
     def select(self, rows: Sequence[int]) -> None:
@@ -70,6 +103,9 @@ class KVCache:
         for (taken, given), buffer in zip(self._states, values, strict=True):
             binding.bind_ortvalue_input(taken.name, buffer)
             binding.bind_ortvalue_output(given.name, buffer)
+
+    def _dtype(self, port: Port) -> str:
+        return "f32" if self.wide and port.name in self._steps else port.dtype
 
     def _shape(self, port: Port) -> tuple[int, ...]:
         sizes = {"B": self.batch, "T": self.capacity}

@@ -77,7 +77,9 @@ class Manifest:
     prefill_from: int = 0
     """Fewest new tokens, in all sequences together, for which the prefill graph is used."""
     prefill_weights: tuple[Mapping[str, Any], ...] = ()
-    """Weights of the prefill graph that are made when it is loaded; see `ingot.runtime.prefill`."""
+    """The plan of the prefill graph's weights file, which is made when the graph is loaded; see `ingot.runtime.prefill`."""
+    prefill_steps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Int8 cache inputs that the prefill graph takes as floats: where the steps of the codes (f32) lie in the weights file."""
     receipts: str = "receipts.json"
     stages: tuple[str, ...] = ()
     """Dumps in pipeline order, `stages/00-import.ir` first."""
@@ -128,6 +130,7 @@ class Manifest:
             values["inputs"] = tuple(Port.from_json(port) for port in data["inputs"])
             values["outputs"] = tuple(Port.from_json(port) for port in data["outputs"])
             values["prefill_weights"] = tuple(data.get("prefill_weights", ()))
+            values["prefill_steps"] = {str(name): (int(at), int(n)) for name, (at, n) in data.get("prefill_steps", {}).items()}
             values["stages"] = tuple(str(stage) for stage in data.get("stages", ()))
             values["files"] = {str(name): int(size) for name, size in data.get("files", {}).items()}
             values["extra"] = {k: v for k, v in data.items() if k not in known and k != "ingot"}

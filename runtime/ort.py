@@ -49,19 +49,21 @@ def value(array: Array) -> Any:
 class Graph:
     """One ONNX graph, loaded and ready to run on the CPU."""
 
-    def __init__(self, file: Path, *, threads: int | None = None, initializers: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, file: Path, *, threads: int | None = None, weights: Path | None = None) -> None:
         """file: the .onnx file. threads: within one operator; None lets ONNX Runtime choose, one per core.
 
-        initializers: OrtValues that stand in for external weights of these names.
+        weights: the folder of the weights files, when it is not the graph's.
         ArtifactError when ONNX Runtime cannot load the graph.
         """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET  # every failure is raised, so printing it as well is noise
         options.intra_op_num_threads = threads or 0
-        if initializers:
-            options.add_external_initializers(list(initializers), list(initializers.values()))
         try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            model: str | bytes = str(file)
+            if weights is not None:
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+                model = file.read_bytes()
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception
             raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {_first_line(error)}",
                                 where=str(file), hint="compile the model again with this version") from error

@@ -1,4 +1,4 @@
-"""The int8 weights of the prefill graph, made from an artifact's packed weights when that graph is loaded.
+"""The weights of the prefill graph, made from an artifact's packed weights when that graph is loaded.
 
 A decode step multiplies one row and is fastest on 4-bit weights; a prompt multiplies hundreds and is fastest on int8. The
 artifact stores the packed weights alone, and this is where the others come from.
@@ -6,28 +6,32 @@ artifact stores the packed weights alone, and this is where the others come from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ingot.errors import ArtifactError
 from ingot.runtime.manifest import Manifest
-from ingot.runtime.ort import value
+
+FILE = "prefill.bin"
+"""The file that the prefill graph reads its weights from."""
 
 Span = tuple[int, int]
 """Where an array lies in the weights file: first byte and number of bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeAtLoad:
-    """One int8 weight [k, n] and its scales [n], and the packed codes, group scales and zero points it is made from."""
+class Int8Weight:
+    """An int8 weight [k, n] and its scales f32[n], where they go, and the codes, group scales and zero points they come from."""
 
-    weight: str
-    scale: str
+    offset: int
+    scale_offset: int
     packed: Span
     group_scale: Span
     zero: Span | None
@@ -37,8 +41,8 @@ class MadeAtLoad:
     n: int
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> MadeAtLoad:
-        """The recipe in a manifest entry; ArtifactError when it is not a whole one."""
+    def from_json(cls, data: Mapping[str, Any]) -> Int8Weight:
+        """The weight of a manifest entry; ArtifactError when it is not a whole one."""
         try:
             spans = {key: tuple(data[key]) if data[key] is not None else None for key in ("packed", "group_scale", "zero")}
             return cls(**{**data, **spans})
@@ -51,16 +55,40 @@ _ROWS = 1024
 """Output channels decoded at a time, so that no whole weight is ever held in floats."""
 
 
-def prefill_initializers(manifest: Manifest, path: Path) -> dict[str, Any]:
-    """OrtValues by initializer name: int8 weights [k, n] and their scales f32[n], as the prefill graph wants them."""
-    out: dict[str, Any] = {}
-    for recipe in map(MadeAtLoad.from_json, manifest.prefill_weights):
-        weight, scale = int8_weight(recipe, path / manifest.weights)
-        out[recipe.weight], out[recipe.scale] = value(weight), value(scale)
-    return out
+@contextmanager
+def prefill_weights(plan: Sequence[Mapping[str, Any]], weights: Path) -> Iterator[Path | None]:
+    """A temporary folder with the prefill graph's weights file; None without a plan, when that graph reads the artifact's own.
+
+    ONNX Runtime maps the file piece by piece while it lays weights out for its kernels, so that they are in memory once.
+    ArtifactError when there is no room for it.
+    """
+    if not plan:
+        yield None
+        return
+    try:
+        with TemporaryDirectory(prefix="ingot-", ignore_cleanup_errors=True) as folder:
+            with (Path(folder) / FILE).open("wb") as file:
+                for entry in plan:
+                    _write(entry, file, weights)
+            yield Path(folder)
+    except OSError as error:
+        raise ArtifactError(f"the weights for long prompts cannot be made: {error.strerror}", where=gettempdir(),
+                            hint="free some space there, or set TMPDIR to a folder that has room") from error
 
 
-def int8_weight(recipe: MadeAtLoad, weights: Path) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def _write(entry: Mapping[str, Any], file: BinaryIO, weights: Path) -> None:
+    if "copy" in entry:
+        pieces: dict[int, NDArray[Any]] = {entry["offset"]: _read(entry["copy"], weights, np.uint8)}
+    else:
+        recipe = Int8Weight.from_json(entry)
+        weight, scale = int8_weight(recipe, weights)
+        pieces = {recipe.offset: weight, recipe.scale_offset: scale}
+    for offset, array in pieces.items():
+        file.seek(offset)
+        file.write(array.data)
+
+
+def int8_weight(recipe: Int8Weight, weights: Path) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Codes [n, k] with a scale per group as int8 [k, n] with a scale per output channel n, rounded to nearest."""
     made = np.empty((recipe.k, recipe.n), np.int8)
     scales = np.empty(recipe.n, np.float32)
@@ -72,7 +100,17 @@ def int8_weight(recipe: MadeAtLoad, weights: Path) -> tuple[NDArray[np.int8], ND
     return made, scales
 
 
-def _decoded(recipe: MadeAtLoad, weights: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def cache_steps(manifest: Manifest, path: Path) -> dict[str, NDArray[np.float32]]:
+    """The steps of int8 codes, by cache input, in a shape that broadcasts over [batch, heads, positions, features]."""
+    steps: dict[str, NDArray[np.float32]] = {}
+    for port in manifest.inputs:
+        if port.name in manifest.prefill_steps:
+            step = _read(manifest.prefill_steps[port.name], path / manifest.weights, np.float32)
+            steps[port.name] = step.reshape(1, int(port.dims[1]), 1, int(port.dims[3])) if step.size > 1 else step
+    return steps
+
+
+def _decoded(recipe: Int8Weight, weights: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Blocks of weight rows f32[rows, k] and where they begin."""
     bits, n, k = recipe.bits, recipe.n, recipe.k
     blocks = -(-k // recipe.group)

@@ -13,13 +13,16 @@ from ingot.errors import ArtifactError, GenerateError
 from ingot.runtime.cache import KVCache
 from ingot.runtime.manifest import Manifest, Port
 from ingot.runtime.ort import Array, Graph, numpy_dtype, value, zeros
-from ingot.runtime.prefill import prefill_initializers
+from ingot.runtime.prefill import cache_steps, prefill_weights
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 CHUNK = 128
 """Prompt tokens per call of the graph in prefill."""
+
+WORTH = 64
+"""Cached positions that may be turned into floats for the sake of one new token in the prefill graph."""
 
 
 class Session:
@@ -40,7 +43,8 @@ class Session:
         self._prefill_graph: Graph | None = None
         self._lengths: Ids = np.zeros(0, np.int64)
         self._step: _Call | None = None
-        self._cache = KVCache(manifest.states, context=manifest.context)
+        steps = cache_steps(manifest, path) if manifest.prefill_graph is not None else {}
+        self._cache = KVCache(manifest.states, context=manifest.context, steps=steps)
         if manifest.kind == "decoder":
             self._roles = {role: manifest.input_with_role(role) for role in ("ids", "positions", "take")}
             extra = len(manifest.inputs) - len(manifest.states) - len(self._roles)
@@ -125,7 +129,8 @@ class Session:
         """
         self._require_rows(1)
         if self._reserve(int(self._lengths.max()) + 1) or self._step is None:
-            self._step = _Call(self._choose(self.batch, None), self, batch=self.batch, tokens=1, wanted=1)
+            graph = self._choose(self.batch, None)
+            self._step = _Call(graph, self, batch=self.batch, tokens=1, wanted=1)
         call = self._step
         call.ids[:, 0] = ids
         call.positions[:, 0] = self._lengths
@@ -200,14 +205,23 @@ class Session:
         return call.logits
 
     def _choose(self, rows: int, prefill: bool | None) -> Graph:
-        """The graph for `rows` new tokens in all sequences together; loads the prefill graph when it is first wanted."""
+        """The graph for `rows` new tokens in all sequences together, and the cache in the form that it takes.
+
+        Loads the prefill graph when it is first wanted.
+        """
         manifest = self.manifest
-        wanted = rows >= max(manifest.prefill_from, 2) if prefill is None else prefill
-        if manifest.prefill_graph is None or not wanted:
+        held = int(self._lengths.max(initial=0))
+        wanted = prefill
+        if wanted is None:
+            wanted = rows >= max(manifest.prefill_from, 2) and (self._cache.wide or rows * WORTH >= held)
+        wanted = wanted and manifest.prefill_graph is not None
+        if self._cache.become(wide=wanted, keep=held):
+            self._step = None
+        if not wanted or manifest.prefill_graph is None:
             return self._graph
         if self._prefill_graph is None:
-            self._prefill_graph = Graph(self.path / manifest.prefill_graph, threads=self.threads,
-                                        initializers=prefill_initializers(manifest, self.path))
+            with prefill_weights(manifest.prefill_weights, self.path / manifest.weights) as folder:
+                self._prefill_graph = Graph(self.path / manifest.prefill_graph, threads=self.threads, weights=folder)
         return self._prefill_graph
 
     def _reserve(self, positions: int) -> bool:

@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING
 
 from ingot.backends.onnx.dtypes import onnx_dtype
 from ingot.backends.onnx.registry import CONTRIB_DOMAIN, Decline, rule
+from ingot.ir.cache_coding import cached
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.layout import Reshape, Split, Transpose
-from ingot.ir.ops.pointwise import Cast, Clamp, Div, Mul, Round
 from ingot.ir.ops.rope import Rope
-from ingot.ir.pattern import NoMatch, P, V, match
-from ingot.ir.types import f32, i8, i32
+from ingot.ir.pattern import NoMatch
+from ingot.ir.types import f32, i32
 from ingot.ir.value import Const, Value
 
 if TYPE_CHECKING:
     from ingot.backends.onnx.lowering import Lowering
 
 SWAP = (0, 2, 1, 3)
-CODES = P(Cast, P(Clamp, P(Round, P(Div, V("x"), V("step"))), least=-128.0, greatest=127.0))
-"""How insert-kv-cache codes int8 keys and values."""
-INT8_CACHE = {"kv_cache_bit_width": 8, "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
 
 
 @rule(Reshape, contrib=True)
@@ -66,7 +63,7 @@ def grouped_query_attention(op: Attention, lo: Lowering) -> str:
     out, present_k, present_v = lo.emit_many(
         "GroupQueryAttention", *inputs, lo.port(k.cache), lo.port(v.cache), last, total, *tables, None, bias, sinks,
         *(lo.weight(s) if s is not None else None for s in (k_scale, v_scale)), n_out=3, domain=CONTRIB_DOMAIN, num_heads=heads,
-        kv_num_heads=groups, scale=op.scale, softcap=op.softcap or 0.0, **rotary, **(INT8_CACHE if k_scale is not None else {}),
+        kv_num_heads=groups, scale=op.scale, softcap=op.softcap or 0.0, **rotary, **_coding(k_scale, v_scale),
         local_window_size=op.window if op.window is not None else -1)
     for write, present in ((k, present_k), (v, present_v)):
         if not lo.provided(write.result):
@@ -75,23 +72,22 @@ def grouped_query_attention(op: Attention, lo: Lowering) -> str:
 
 
 def _cached(value: Value) -> tuple[CacheWrite, Value, Const | None]:
-    """The cache behind keys or values, what is written to it (before int8 coding), and the int8 scale if there is one."""
-    decode = value.op
-    if isinstance(decode, CacheWrite):
-        return decode, decode.new, None
-    if not isinstance(decode, Mul) or not isinstance(decode.y, Const) or not isinstance(decode.x.op, Cast):
-        raise Decline("keys and values do not come from a cache")
-    write, scale = decode.x.op.x.op, decode.y
-    if not isinstance(write, CacheWrite) or write.cache.type.dtype != i8:
-        raise Decline("keys and values do not come from an int8 cache")
+    """`cached`, where the kernel codes int8 the same way: one step for all, or one per head and feature."""
     try:
-        code = match(CODES, write.new.op) if write.new.op is not None else None
-    except NoMatch:
-        code = None
-    if code is None or code["step"] is not scale or scale.type.dims != (1, value.type.dims[1], 1, value.type.dims[3]):
+        write, new, step = cached(value)
+    except NoMatch as miss:
+        raise Decline(miss.reason) from miss
+    if step is not None and step.type.dims not in ((1,), (1, value.type.dims[1], 1, value.type.dims[3])):
         raise Decline("the int8 cache is coded in another way than the kernel's")
-    new: Value = code["x"]
-    return write, new, scale
+    return write, new, step
+
+
+def _coding(key: Const | None, value: Const | None) -> dict[str, int | str]:
+    """The kernel's attributes for the steps of an int8 cache; none for floats."""
+    if key is None or value is None:
+        return {}
+    kinds = ("PER_TENSOR" if step.type.rank == 1 else "PER_CHANNEL" for step in (key, value))
+    return {"kv_cache_bit_width": 8, **dict(zip(("k_quant_type", "v_quant_type"), kinds))}
 
 
 def _rotary(q: Value, k: Value, pos: Value, lo: Lowering) -> tuple[Value, Value, tuple[str | None, str | None], dict[str, int]]:

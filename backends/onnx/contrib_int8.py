@@ -1,9 +1,9 @@
 """Linears on packed weights for many rows at once: int8 activations times int8 weights.
 
 4-bit kernels win while one row is multiplied; from a handful of rows on, int8 x int8 products are several times as fast.
-So an artifact may carry a second graph, for prefill and for batches, whose int8 weights are made from the packed ones when
-it is first loaded: the file stays as small. Activations are quantised per row (a scale for a whole tensor would let one
-outlier cost every row its precision), weights per output channel.
+So an artifact may carry a second graph, for prefill and for batches, whose weights file is made from the artifact's own when
+that graph is first loaded: the artifact stays as small. Activations are quantised per row (a scale for a whole tensor would
+let one outlier cost every row its precision), weights per output channel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from ingot.backends.onnx.contrib_quant import MATMUL_BITS, packed_parts, stored_
 from ingot.backends.onnx.registry import CONTRIB_DOMAIN, Decline, rule
 from ingot.backends.onnx.weights import INLINE
 from ingot.errors import IRError
-from ingot.ir.dims import sym
 from ingot.ir.formats import format_named
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.types import TensorType, f32, i8, u8
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
 LEAST_BYTES = 1 << 14
 """Smaller weights stay with the 4-bit kernel."""
-
-ASKED = sym("N")
-"""The axis of the asked positions: linears over it see few rows even in a long prompt."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Int8Recipe:
 
 @dataclass(frozen=True)
 class MadeAtLoad(Weight):
-    """An initializer that is not written: the runtime makes it from `recipe` when it loads the graph."""
+    """An initializer that is not written: the runtime makes it, the weight or its scale, when it loads the graph."""
 
     type: TensorType
     recipe: Int8Recipe
@@ -65,8 +61,8 @@ class MadeAtLoad(Weight):
 
 @rule(Linear, contrib=True)
 def linear(op: Linear, lo: Lowering) -> str:
-    if not lo.int8_rows or ASKED in op.x.type.dims:
-        raise Decline("not the graph for many rows, or a linear that sees few of them")
+    if not lo.int8_rows:
+        raise Decline("not the graph for many rows")
     decode, packed, scale, zero = packed_parts(op.w, MATMUL_BITS)
     bits = format_named(decode.format).bits
     n, k = packed.type.shape

@@ -62,17 +62,14 @@ class WeightFile:
 
     def add(self, name: str, weight: Weight) -> TensorProto:
         """The initializer `name`: inline when small, else a reference to the bytes written now (or before)."""
-        proto = TensorProto(name=name, data_type=onnx_dtype(weight.type.dtype), dims=weight.type.shape)
         if weight.nbytes < INLINE:
-            proto.raw_data = self._bytes(name, weight).tobytes()
-            return proto
-        stored = self._store(name, weight)
-        proto.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.path.name), ("offset", stored.offset), ("length", stored.length)):
-            proto.external_data.add(key=key, value=str(value))
-        return proto
+            return TensorProto(name=name, data_type=onnx_dtype(weight.type.dtype), dims=weight.type.shape,
+                               raw_data=self._bytes(name, weight).tobytes())
+        stored = self.store(name, weight)
+        return external(name, weight.type, self.path.name, stored.offset, stored.length)
 
-    def _store(self, name: str, weight: Weight) -> StoredTensor:
+    def store(self, name: str, weight: Weight) -> StoredTensor:
+        """Writes a tensor of any size, unless it has been written before; returns where it lies."""
         source = str(id(weight.array)) if isinstance(weight, ArrayWeight) else weight.origin
         key = (name, weight.type, source)
         if key not in self._written:
@@ -104,6 +101,14 @@ class WeightFile:
                     where = np.argwhere(bad)[0]
                     self._warn(f"weight {name} has {int(bad.sum()):,} elements that are not finite, the first is "
                                f"{array[tuple(where)]} at {where.tolist()}")
+
+
+def external(name: str, type: TensorType, file: str, offset: int, length: int) -> TensorProto:
+    """An initializer whose bytes lie in a file beside the graph."""
+    proto = TensorProto(name=name, data_type=onnx_dtype(type.dtype), dims=type.shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", file), ("offset", offset), ("length", length)):
+        proto.external_data.add(key=key, value=str(value))
+    return proto
 
 
 def packed(array: np.ndarray, dtype: DType) -> np.ndarray:

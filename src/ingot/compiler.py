@@ -15,11 +15,13 @@ import numpy as np
 
 import ingot
 from ingot.errors import ArtifactError, IngotError
+from ingot.ir.copy import copy_module
 from ingot.ir.dims import Expr
 from ingot.ir.module import Module
 from ingot.ir.text import print_module
 from ingot.ir.value import Value
 from ingot.passes.base import Context, Pass
+from ingot.passes.float_kv_cache import FloatKvCache
 from ingot.passes.pipeline import Receipt, check_order, parse_pipeline, run_pipeline
 from ingot.passes.recipes import recipe as recipe_text
 from ingot.runtime.artifact import ArtifactWriter
@@ -119,15 +121,22 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
 
         names = [output_name(module, i) for i in range(len(module.main.returns))]
         written = write(module, writer.root, opset_only=opset_only, progress=progress, output_names=names,
-                        prefill_name="model.prefill.onnx" if kind == "decoder" else None)
+                        prefill=_for_prefill(module) if kind == "decoder" else None)
         writer.path("receipts.json").write_text(json.dumps([r.to_json() for r in receipts], indent=1) + "\n", encoding="utf-8")
         _copy_companions(model, writer)
         manifest = _manifest(module, recipe, pipeline, stages.names, str(model))
         if written.prefill is not None:
             manifest = replace(manifest, prefill_graph=written.prefill.name, prefill_from=PREFILL_FROM,
-                               prefill_weights=written.made_at_load)
+                               prefill_weights=written.prefill_weights, prefill_steps=written.cache_steps)
         manifest = writer.finish(manifest)
     return Compiled(Path(out), manifest, receipts, time.perf_counter() - start, peak_rss())
+
+
+def _for_prefill(module: Module) -> Module:
+    """The module as the graph for prompts is made from it: caches hold floats."""
+    twin = copy_module(module)
+    FloatKvCache().run(twin, Context())
+    return twin
 
 
 class _Stages:

@@ -14,7 +14,8 @@ from ingot.ir.module import Module
 from ingot.ir.text import parse_module
 from ingot.ir.weights import ArrayWeight
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
-from ingot.runtime.prefill import MadeAtLoad, int8_weight
+from ingot.runtime.ort import Graph
+from ingot.runtime.prefill import prefill_weights
 
 ATTENTION = """
 module @block {
@@ -165,19 +166,13 @@ def test_packed_weights(options: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", ["format=int4 group=32", "format=int4 group=32 symmetric", "format=int8 group=64"])
 def test_int8_rows_made_at_load(options: str, tmp_path: Path) -> None:
-    import onnxruntime
-
     module = head(options)
-    written = write(module, tmp_path, prefill_name="many.onnx")
+    written = write(module, tmp_path, prefill=module)
     assert written.prefill is not None
-    recipes = [MadeAtLoad.from_json(r) for r in written.made_at_load]
-    session_options = onnxruntime.SessionOptions()
-    made = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for r in recipes
-            for name, array in zip((r.weight, r.scale), int8_weight(r, written.weights), strict=True)}
-    session_options.add_external_initializers(list(made), list(made.values()))
-    session = onnxruntime.InferenceSession(written.prefill, session_options, providers=["CPUExecutionProvider"])
+    with prefill_weights(written.prefill_weights, written.weights) as folder:
+        graph = Graph(written.prefill, weights=folder)
     ids = np.random.default_rng(5).integers(0, 300, (2, 9))
     expected = run_reference(module, [ids])[0]
-    np.testing.assert_allclose(session.run(None, {"ids": ids})[0], expected, atol=0.03 * np.abs(expected).max())
+    np.testing.assert_allclose(graph.run({"ids": ids})[0], expected, atol=0.03 * np.abs(expected).max())
     one = open_session(written.model).run(None, {"ids": ids[:, :1]})[0]
-    np.testing.assert_allclose(session.run(None, {"ids": ids[:, :1]})[0], one, atol=0.05 * np.abs(one).max())
+    np.testing.assert_allclose(graph.run({"ids": ids[:, :1]})[0], one, atol=0.05 * np.abs(one).max())

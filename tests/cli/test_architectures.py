@@ -97,9 +97,10 @@ def test_quantised_recipes_decode_like_their_own_graph(recipe: str, tmp_path: Pa
     ids = np.random.default_rng(0).integers(3, VOCAB, (1, 24))
     expected = Executor(module).run({"ids": ids, "pos": np.arange(24)[None]})[0].numpy()[0]
     assert noise(session.logits(ids)[0], expected) < NOISE
-    session.prefill([ids[0, :3]])
-    steps = np.stack([session.step(ids[:, i])[0].copy() for i in range(3, 24)])
-    assert noise(steps, expected[3:]) < NOISE
+    for prompt, rows in ((3, 1), (12, 1), (3, 4), (12, 4)):  # with and without the graph for many rows, and its float cache
+        session.prefill([ids[0, :prompt]] * rows)
+        steps = np.stack([session.step(np.repeat(ids[:, i], rows)).copy() for i in range(prompt, 24)], axis=1)
+        assert noise(steps, np.stack([expected[prompt:]] * rows)) < NOISE
 
 
 def noise(got: np.ndarray, expected: np.ndarray) -> float:

@@ -60,3 +60,31 @@ def test_dims_the_session_cannot_size_are_refused(dims: tuple[int | str, ...]) -
 def test_a_type_without_arrays_is_refused() -> None:
     with pytest.raises(ArtifactError, match="no arrays of type bf16"):
         KVCache(states(("bf16", ("B", "T"))), context=10).reserve(1, 1)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 2, 1, 4)])
+def test_codes_become_floats_and_the_same_codes_again(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    step = rng.uniform(0.01, 0.1, shape).astype(np.float32)
+    cache = KVCache(MIXED[:2], context=1000, steps={"c0": step})
+    cache.reserve(3, 10)
+    codes = rng.integers(-128, 128, cache.arrays[0].shape, np.int8)
+    cache.arrays[0][:] = codes
+    plain = cache.arrays[1]
+    assert not cache.become(wide=False, keep=10)
+    assert cache.become(wide=True, keep=10)
+    assert cache.arrays[1] is plain
+    np.testing.assert_array_equal(cache.arrays[0][:, :, :10], codes[:, :, :10] * step)
+    assert not cache.arrays[0][:, :, 10:].any()
+    cache.reserve(3, 100, keep=10)
+    assert cache.become(wide=False, keep=10)
+    np.testing.assert_array_equal(cache.arrays[0][:, :, :10], codes[:, :, :10])
+
+
+def test_floats_outside_the_codes_are_clipped() -> None:
+    cache = KVCache(MIXED[:1], context=1000, steps={"c0": np.array([0.5], np.float32)})
+    cache.reserve(1, 4)
+    cache.become(wide=True, keep=0)
+    cache.arrays[0][0, 0, 0] = [1e6, -1e6, 0.75, -0.24]
+    cache.become(wide=False, keep=4)
+    assert cache.arrays[0][0, 0, 0].tolist() == [127, -128, 2, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,11 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from ingot.errors import ArtifactError, GenerateError
 from ingot.runtime.artifact import ArtifactWriter
 from ingot.runtime.manifest import Manifest, Port
-from ingot.runtime.ort import value
 from ingot.runtime.session import Session
 
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order
@@ -150,24 +150,27 @@ def test_long_prompts_use_the_prefill_graph(write_toy: Callable[..., Path], tmp_
     np.testing.assert_array_equal(session.logits(tokens(1, 50), prefill=True), other.logits(tokens(1, 50)))
 
 
-def test_weights_of_the_prefill_graph_may_be_derived_when_it_is_loaded(
+def test_the_prefill_graph_may_have_a_weights_file_made_when_it_is_loaded(
         write_toy: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What prefill_initializers returns stands in for external weights, whose file is not even there."""
+    """Its pieces come from the artifact's weights, here in another order, and the file is gone afterwards."""
     other = Session.open(write_toy(tmp_path / "other", seed=1), threads=1)
-    model = onnx.load(tmp_path / "other/model.onnx")
-    derived = {tensor.name: value(numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer
-               if tensor.name in ("embed", "head", "wo0")}
-    path = write_toy(tmp_path / "plain", prefill_graph="model.prefill.onnx")
-    onnx.save(model, path / "model.prefill.onnx", save_as_external_data=True, location="prefill.bin", size_threshold=64)
-    with_all_stored = Session.open(path, threads=1).prefill([tokens(30)])
-    np.testing.assert_array_equal(with_all_stored, other.prefill([tokens(30)]))
-    spoilt = onnx.load(path / "model.prefill.onnx", load_external_data=False)
-    for tensor in spoilt.graph.initializer:
-        if tensor.name in derived:
-            tensor.external_data[0].value = "nowhere.bin"
-    (path / "model.prefill.onnx").write_bytes(spoilt.SerializeToString())
-    monkeypatch.setattr("ingot.runtime.session.prefill_initializers", lambda manifest, path: derived)
-    np.testing.assert_array_equal(Session.open(path, threads=1).prefill([tokens(30)]), with_all_stored)
+    model = onnx.load(tmp_path / "other/model.onnx", load_external_data=False)
+    stored = (tmp_path / "other/weights.bin").read_bytes()
+    plan, end = [], 0
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            entries = {entry.key: entry for entry in tensor.external_data}
+            span = [int(entries["offset"].value), int(entries["length"].value)]
+            plan.insert(0, {"offset": end, "copy": span})
+            entries["location"].value, entries["offset"].value = "prefill.bin", str(end)
+            end += -(-span[1] // 4096) * 4096
+    path = write_toy(tmp_path / "plain", prefill_graph="model.prefill.onnx", prefill_weights=tuple(plan))
+    (path / "model.prefill.onnx").write_bytes(model.SerializeToString())
+    session = Session.open(path, threads=1)
+    (path / "weights.bin").write_bytes(stored)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    np.testing.assert_array_equal(session.prefill([tokens(30)]), other.prefill([tokens(30)]))
+    assert not list(tmp_path.glob("ingot-*"))
 
 
 @pytest.mark.parametrize(("ask", "message"), [
