@@ -78,7 +78,7 @@ def main(stage: str, folder: Path | None, group: int) -> None:
                 result |= {"seconds_again": again["seconds"], "bytes": (work / "b.ir").stat().st_size}
         else:
             write_checkpoint(model)
-            pipeline = (f"canonicalize,fold-constants,cse,dce,recognize,canonicalize,fold-constants,cse,dce,take-logits,"
+            pipeline = (f"clean,recognize,clean,take-logits,"
                         f"insert-kv-cache,fuse,quantize{{format=int4 group={group}}},dce")
             result = measured(*ingot, "compile", str(model), "-o", str(work / "out"), "--passes", pipeline)
             size = sum(Manifest.load(work / "out").files.values())

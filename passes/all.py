@@ -2,6 +2,7 @@
 
 from ingot.passes import (  # noqa: F401
     canonicalize,
+    clean,
     cse,
     dce,
     float_kv_cache,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from ingot.errors import PassError
 
-CLEAN = "canonicalize,fold-constants,cse,dce"
-TRACE = f"{CLEAN},recognize,{CLEAN},fuse"
+TRACE = "clean,recognize,clean,fuse"
 DECODE = "take-logits,insert-kv-cache"
 DECODE_INT8 = "take-logits,insert-kv-cache{dtype=int8}"
 
 RECIPES: dict[str, tuple[str, str]] = {
-    "fp32": (f"{TRACE},{DECODE},{CLEAN}", "32-bit floats throughout: the reference"),
-    "cpu-int8": (f"{TRACE},{DECODE_INT8},quantize{{format=int8 group=32 symmetric}},{CLEAN}",
+    "fp32": (f"{TRACE},{DECODE},clean", "32-bit floats throughout: the reference"),
+    "cpu-int8": (f"{TRACE},{DECODE_INT8},quantize{{format=int8 group=32 symmetric}},clean",
                  "8-bit weights in groups of 32, 8-bit KV cache: a small loss"),
-    "cpu-int4": (f"{TRACE},{DECODE_INT8},quantize{{format=int4 group=32 symmetric}},{CLEAN}",
+    "cpu-int4": (f"{TRACE},{DECODE_INT8},quantize{{format=int4 group=32 symmetric}},clean",
                  "4-bit weights in groups of 32, 8-bit KV cache: the smallest at full kernel speed"),
 }
 """Pipeline text for a decoder and what it is for, by name."""
