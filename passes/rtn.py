@@ -2,29 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from ingot.ir.formats import Format, grouped
+from ingot.ir.formats import Coded, Format, Scales, grouped
+
+_AT_ONCE = 1 << 16
+"""Elements worked on at a time: what a core's cache holds, and no whole weight in floats several times over."""
 
 
-def scales(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scale [..., groups] (f32) and zero point [..., groups] (u8; None when symmetric) covering each group of w [..., k].
+def rounded(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool = False, per_tensor: bool = False,
+            search: bool = False) -> Coded:
+    """Every element of w [n, k] at its nearest code, under the steps of `chosen_steps`."""
+    scales = chosen_steps(w, fmt, group=group, symmetric=symmetric, per_tensor=per_tensor, search=search)
+    return encoded(w, fmt, scales, group=group)
 
-    Asymmetric groups cover [min(w, 0), max(w, 0)], so that zero stays exact. Symmetric ones give the element of greatest
-    magnitude the outermost code, -2^(bits - 1), whatever its sign: the scale is negative where it is positive.
+
+def encoded(w: np.ndarray, fmt: Format, scales: Scales, *, group: int) -> Coded:
+    """Every element of w [n, k] at its nearest code under given steps."""
+    codes = np.empty(w.shape, fmt.code.numpy)
+    for rows in pieces(w):
+        step, zero = (None if x is None else x[rows if len(x) > 1 else slice(None), :, None] for x in (scales.step, scales.zero))
+        assert step is not None
+        found = fmt.encode(grouped(w[rows].astype(np.float32, copy=False), group), step, zero)
+        codes[rows] = found.reshape(len(found), -1)[:, :w.shape[1]]
+    return Coded(fmt, group, codes, scales)
+
+
+def chosen_steps(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool = False, per_tensor: bool = False,
+                 search: bool = False) -> Scales:
+    """Steps [n, ceil(k / group)] and zero points for w [n, k]; [1, 1] when `per_tensor`.
+
+    They cover each group's greatest magnitude, or, with `search`, whatever ratio of it among `fmt.ratios` leaves the least
+    sum of squared errors. Raises IRError when an element is NaN or infinite.
     """
-    g = grouped(w.astype(np.float32, copy=False), group)
-    if symmetric:
-        outermost = np.take_along_axis(g, np.abs(g).argmax(-1)[..., None], -1)[..., 0]
-        return outermost / -fmt.middle, None
-    low, high = np.minimum(g.min(-1), 0), np.maximum(g.max(-1), 0)
-    scale = (high - low) / (fmt.levels - 1)
-    zero = np.rint(-low / np.where(scale == 0, 1, scale))
-    return scale.astype(np.float32), np.clip(zero, 0, fmt.levels - 1).astype(np.uint8)
+    top = fmt.tensor_scale(w)
+    if per_tensor:
+        w, group = w.reshape(1, -1), w.size
+    found = [best_steps(grouped(w[rows].astype(np.float32, copy=False), group), fmt, symmetric=symmetric, tensor_scale=top,
+                        search=search) for rows in pieces(w)]
+    zeros = [zero for _, zero in found if zero is not None]
+    return fmt.settle(np.concatenate([step for step, _ in found]), np.concatenate(zeros) if zeros else None, top)
 
 
-def codes(w: np.ndarray, fmt: Format, scale: np.ndarray, zero: np.ndarray | None, *, group: int) -> np.ndarray:
-    """The nearest codes of w [..., k] (u8, same shape)."""
-    g = grouped(w.astype(np.float32, copy=False), group)
-    out = fmt.encode(g, scale[..., None], None if zero is None else zero[..., None])
-    return out.reshape(*w.shape[:-1], -1)[..., :w.shape[-1]]
+def best_steps(g: np.ndarray, fmt: Format, *, symmetric: bool = False, tensor_scale: np.ndarray | None = None,
+               search: bool = True, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Step and zero point (None without) of each group of g f32[..., group].
+
+    weight: what the squared error of each place in a group counts for, f32[group] (all the same when None).
+    """
+    step, zero = fmt.parameters(g, symmetric=symmetric, tensor_scale=tensor_scale)
+    if not search:
+        return step, zero
+    least = np.full(step.shape, np.inf, np.float32)
+    for ratio in fmt.ratios:
+        tried, offset = fmt.parameters(g, symmetric=symmetric, tensor_scale=tensor_scale, ratio=ratio)
+        each = (tried[..., None], None if offset is None else offset[..., None])
+        lost = np.square(fmt.decode(fmt.encode(g, *each), *each) - g)
+        error = lost.sum(-1) if weight is None else lost @ weight
+        better = error < least
+        least, step = np.where(better, error, least), np.where(better, tried, step)
+        zero = None if zero is None or offset is None else np.where(better, offset, zero)
+    return step, zero
+
+
+def pieces(w: np.ndarray) -> Iterator[slice]:
+    """Rows of w [n, k], some at a time."""
+    count = max(1, _AT_ONCE // w.shape[1])
+    return (slice(first, first + count) for first in range(0, len(w), count))

@@ -34,7 +34,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda text: datetime.now().strftime(text)
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
+        except Exception as error:  # Jinja compiles to Python, where deep nesting fails in several ways
             raise GenerateError(f"the chat template does not compile: {error}") from error
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True,

@@ -178,14 +178,14 @@ def load_chunks(path: Path | str, *, tokenizer: Tokenizer | None = None, context
 
     path: an .npz whose arrays are chunks [n, S] (the array's name is the domain; longer than `context` is cut), or a
     text file, which `tokenizer` encodes without special tokens and which is cut into chunks of `context` tokens
-    (a rest is dropped unless it is all there is).
+    (a rest is dropped unless it is all there is). Raises GenerateError for a file that is neither.
     """
     file = Path(path)
     if not file.is_file():
         raise GenerateError("there is no such file", where=str(file))
     if file.suffix == ".npz":
-        with np.load(file) as arrays:
-            return {name: _checked(arrays[name][..., :context]) for name in arrays.files}
+        return {name: _checked(chunks[:, :context] if chunks.ndim == 2 else chunks)
+                for name, chunks in _arrays(file).items()}
     if tokenizer is None:
         raise GenerateError("a text file needs a tokenizer", where=str(file), hint="pass an .npz of token ids instead")
     try:
@@ -197,6 +197,20 @@ def load_chunks(path: Path | str, *, tokenizer: Tokenizer | None = None, context
         raise GenerateError(f"the text has {len(ids)} tokens; at least 2 are needed", where=str(file))
     size = min(context, len(ids))
     return {file.stem: ids[: len(ids) // size * size].reshape(-1, size)}
+
+
+def _arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file, at least one; pickled ones are refused."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            found = {name: np.asarray(arrays[name]) for name in arrays.files}
+    except Exception as error:  # for damaged files zipfile, zlib and numpy raise a dozen types
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise GenerateError(f"this is no .npz file of token chunks: {reason}", where=str(file),
+                            hint="make it with numpy.savez(file, domain=ids), ids of shape [chunks, tokens]") from error
+    if not found:
+        raise GenerateError("this .npz file holds no arrays", where=str(file))
+    return found
 
 
 def with_bos(chunks: ArrayLike, bos: int) -> Ids:
@@ -217,7 +231,10 @@ def _checked(chunks: ArrayLike) -> Ids:
     data = np.asarray(chunks)
     if data.ndim != 2 or not len(data) or data.shape[1] < 2 or data.dtype.kind not in "iu":
         raise GenerateError(f"chunks must be integers of shape [chunks, tokens >= 2], not {data.dtype} {list(data.shape)}")
-    return data.astype(np.int64)
+    ids = data.astype(np.int64)
+    if ids.min() < 0:
+        raise GenerateError(f"{ids.min()} is no token id; chunks hold ids from 0 on")
+    return ids
 
 
 def _predictions(logits: Logits, ids: Ids) -> Floats:

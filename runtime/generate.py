@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from ingot.runtime.sampling import Sampler, SamplingOptions
 from ingot.runtime.session import CHUNK, Session
 from ingot.runtime.stream import Detokenizer, StopFinder
 from ingot.runtime.tokenizer import Tokenizer, read_json
+
+T = TypeVar("T")
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """Plain text to continue, token ids, or chat messages for the model's template."""
@@ -42,10 +45,10 @@ class GenerateOptions:
     """Prompt tokens per call in prefill."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise GenerateError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if self.chunk < 1:
-            raise GenerateError(f"chunk must be at least 1, not {self.chunk}")
+        for name in ("max_new_tokens", "chunk"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise GenerateError(f"{name} must be at least 1, not {value!r}")
         if "" in self.stop:
             raise GenerateError("a stop string must not be empty")
 
@@ -66,8 +69,8 @@ class GenerateOptions:
         sampling = _model_sampling(config, sample=bool(config.get("do_sample")) or bool(_RANDOM & set(given)))
         defaults = cls(
             max_new_tokens=config.get("max_new_tokens") or cls.max_new_tokens,
-            stop_ids=frozenset(stop_ids if isinstance(stop_ids, list) else [] if stop_ids is None else [stop_ids]),
-            stop=tuple(config.get("stop_strings") or ()),
+            stop_ids=frozenset(_list_of(int, "eos_token_id", stop_ids)),
+            stop=_list_of(str, "stop_strings", config.get("stop_strings")),
             sampling=replace(given.get("sampling", sampling), **{k: v for k, v in given.items() if k in _SAMPLING}),
         )
         return replace(defaults, **{name: value for name, value in given.items() if name in own - {"sampling"}})
@@ -243,6 +246,14 @@ def _encode(tokenizer: Tokenizer | None, prompt: Prompt) -> list[int]:
     if tokenizer is None:
         raise GenerateError("a prompt of text needs a tokenizer", hint="pass token ids instead")
     return tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.encode_chat(messages)
+
+
+def _list_of(kind: type[T], name: str, value: Any) -> tuple[T, ...]:
+    """One or several of a kind, as model files write them. Raises GenerateError for something else."""
+    items = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(item) is kind for item in items):
+        raise GenerateError(f"{name} in the model's files cannot be {value!r:.60}", hint="repair generation_config.json")
+    return tuple(items)
 
 
 def _model_sampling(config: Mapping[str, Any], *, sample: bool) -> SamplingOptions:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ingot.errors import ArtifactError
+from ingot.runtime.records import record
 
 FORMAT = 1
 """The artifact format this code reads and writes; a larger number in a manifest is refused."""
@@ -36,12 +37,6 @@ class Port:
     aliases: str | None = None
     """For an output: the input whose buffer it is written into."""
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Port:
-        """The port of one manifest entry; KeyError or TypeError if it is not one."""
-        return cls(name=str(data["name"]), dtype=str(data["dtype"]), dims=tuple(data["dims"]),
-                   role=str(data.get("role", "other")), aliases=data.get("aliases"))
-
     def to_json(self) -> dict[str, Any]:
         """The manifest entry of this port."""
         data: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "dims": list(self.dims), "role": self.role}
@@ -67,6 +62,8 @@ class Manifest:
     """What was compiled: a path or a module name."""
     graph: str = "model.onnx"
     weights: str = "weights.bin"
+    graph_weights: tuple[Mapping[str, Any], ...] = ()
+    """The plan of the graph's own weights file, as in `prefill_weights`; without one the graph reads the artifact's."""
     context: int = 0
     """Most positions a row may hold (tokens); 0 where the kind has none."""
     window: int | None = None
@@ -126,16 +123,10 @@ class Manifest:
                                 where=where, hint="upgrade ingot, or compile the model again with this version")
         known = {f.name for f in fields(cls)} - {"extra"}
         values = {key: value for key, value in data.items() if key in known}
+        values["extra"] = {key: value for key, value in data.items() if key not in known and key != "ingot"}
         try:
-            values["inputs"] = tuple(Port.from_json(port) for port in data["inputs"])
-            values["outputs"] = tuple(Port.from_json(port) for port in data["outputs"])
-            values["prefill_weights"] = tuple(data.get("prefill_weights", ()))
-            values["prefill_steps"] = {str(name): (int(at), int(n)) for name, (at, n) in data.get("prefill_steps", {}).items()}
-            values["stages"] = tuple(str(stage) for stage in data.get("stages", ()))
-            values["files"] = {str(name): int(size) for name, size in data.get("files", {}).items()}
-            values["extra"] = {k: v for k, v in data.items() if k not in known and k != "ingot"}
-            manifest = cls(**values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            manifest = record(cls, values)
+        except TypeError as error:
             raise ArtifactError(f"the manifest is damaged: {error}", where=where,
                                 hint="compile the model again: ingot compile MODEL -o OUT") from error
         manifest._validate(where)
@@ -164,6 +155,9 @@ class Manifest:
             raise fail(f"unknown target {self.target!r}; there are: {', '.join(TARGETS)}")
         if self.kind not in KINDS:
             raise fail(f"unknown kind {self.kind!r}; there are: {', '.join(KINDS)}")
+        for name in filter(None, (self.graph, self.weights, self.receipts, self.prefill_graph, *self.stages, *self.files)):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not name.isprintable():
+                raise fail(f"{name!r} cannot be a file of an artifact")
         updates = {port.aliases: port for port in self.outputs if port.aliases is not None}
         for port in self.inputs:
             update = updates.get(port.name)
@@ -176,6 +170,8 @@ class Manifest:
         self.output_with_role("logits")
         if self.context < 1 or self.vocab < 1:
             raise fail("a decoder needs a context and a vocab of at least 1")
+        if (logits := self.output_with_role("logits").dims[-1:]) != (self.vocab,):
+            raise fail(f"the logits have a last axis of {list(logits)}, the vocab is {self.vocab}")
 
 
 def _only(ports: Iterable[Port], role: str, what: str) -> Port:
@@ -201,7 +197,7 @@ def _read(root: Path) -> Any:
                             hint=compile_hint if (root / "config.json").exists() else "check the path")
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"the manifest cannot be read: {error}", where=str(file),
                             hint="compile the model again: ingot compile MODEL -o OUT") from error
 
@@ -209,10 +205,10 @@ def _read(root: Path) -> Any:
 def _check_files(root: Path, files: Mapping[str, int]) -> None:
     hint = "the artifact was copied or written in part: copy it again, or compile it again"
     for name, size in files.items():
-        file = root / name
-        if not file.is_file():
-            raise ArtifactError(f"{name} is missing", where=str(root), hint=hint)
-        actual = file.stat().st_size
+        try:
+            actual = (root / name).stat().st_size
+        except OSError:
+            raise ArtifactError(f"{name} is missing", where=str(root), hint=hint) from None
         if actual != size:
             verb = "truncated" if actual < size else "not the file that was written"
             raise ArtifactError(f"{name} is {verb}: {actual:,} bytes, the manifest says {size:,}", where=str(root), hint=hint)

@@ -68,6 +68,16 @@ class Graph:
             raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {_first_line(error)}",
                                 where=str(file), hint="compile the model again with this version") from error
 
+    @property
+    def inputs(self) -> dict[str, list[int | str | None]]:
+        """Dims of every input by name; a string is a symbol, None a size the graph does not name."""
+        return {port.name: list(port.shape) for port in self._session.get_inputs()}
+
+    @property
+    def outputs(self) -> dict[str, list[int | str | None]]:
+        """Dims of every output by name, as of inputs."""
+        return {port.name: list(port.shape) for port in self._session.get_outputs()}
+
     def binding(self) -> Any:
         """A new, empty IOBinding of this graph."""
         return self._session.io_binding()

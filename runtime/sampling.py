@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,16 @@ from ingot.errors import GenerateError
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
+
+
+_CHECKS: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
+    ("repetition_penalty", Real, lambda x: x > 0, "more than 0"),
+    ("temperature", Real, lambda x: x >= 0, "0 or more"),
+    ("top_k", Integral, lambda x: x >= 0, "a whole number, 0 or more"),
+    ("top_p", Real, lambda x: 0 < x <= 1, "more than 0 and at most 1"),
+    ("min_p", Real, lambda x: 0 <= x <= 1, "between 0 and 1"),
+    ("seed", Integral, lambda x: x >= 0, "a whole number, 0 or more"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +45,17 @@ class SamplingOptions:
     """Row i draws from a generator seeded with seed + i; None draws differently every time."""
 
     def __post_init__(self) -> None:
-        checks = (
-            ("repetition_penalty", self.repetition_penalty > 0, "more than 0"),
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
-        )
-        for name, fine, wanted in checks:
-            if not fine:
-                raise GenerateError(f"{name} must be {wanted}, not {getattr(self, name)}")
+        for name, kind, fine, wanted in _CHECKS:
+            value = getattr(self, name)
+            if value is None and name == "seed":
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not fine(value):
+                raise GenerateError(f"{name} must be {wanted}, not {value!r}")
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always chosen."""
-        return self.temperature == 0 or self.top_k == 1
+        """Whether the likeliest token is always chosen; so it is at temperatures that float32 takes for 0."""
+        return float(np.float32(self.temperature)) == 0 or self.top_k == 1
 
 
 class Sampler:

@@ -45,6 +45,7 @@ class Session:
         self._step: _Call | None = None
         steps = cache_steps(manifest, path) if manifest.prefill_graph is not None else {}
         self._cache = KVCache(manifest.states, context=manifest.context, steps=steps)
+        _check_ports(path, manifest, graph)
         if manifest.kind == "decoder":
             self._roles = {role: manifest.input_with_role(role) for role in ("ids", "positions", "take")}
             extra = len(manifest.inputs) - len(manifest.states) - len(self._roles)
@@ -65,7 +66,8 @@ class Session:
                                      "--target ort -o OUT")
         if threads is not None and threads < 1:
             raise GenerateError(f"threads must be at least 1, not {threads}")
-        return cls(root, manifest, Graph(root / manifest.graph, threads=threads), threads=threads)
+        with prefill_weights(manifest.graph_weights, root / manifest.weights) as folder:
+            return cls(root, manifest, Graph(root / manifest.graph, threads=threads, weights=folder), threads=threads)
 
     @property
     def context(self) -> int:
@@ -275,6 +277,19 @@ class _Call:
 
     def run(self) -> None:
         self._graph.run_bound(self._binding)
+
+
+def _check_ports(path: Path, manifest: Manifest, graph: Graph) -> None:
+    """Refuses a manifest that speaks of another graph than the one beside it."""
+    for said, found in ((manifest.inputs, graph.inputs), (manifest.outputs, graph.outputs)):
+        names, ports = [port.name for port in said], {port.name: port.dims for port in said}
+        fits = len(names) == len(ports) == len(found) and all(
+            name in found and len(found[name]) == len(dims) and not any(
+                isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(dims, found[name], strict=True))
+            for name, dims in ports.items())
+        if not fits:
+            raise ArtifactError(f"the manifest is of another graph: it has {ports}, the graph {found}", where=str(path),
+                                hint="the files belong to different artifacts: compile the model again")
 
 
 def _fit(port: Port, given: ArrayLike, sizes: dict[str, int]) -> Array:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from ingot.errors import ArtifactError, GenerateError
+from ingot.errors import ArtifactError, GenerateError, IngotError
 from ingot.runtime.chat import ChatTemplate, Message
 
 
@@ -38,14 +39,15 @@ class Tokenizer:
         if not file.exists():
             raise ArtifactError("there is no tokenizer.json", where=str(root),
                                 hint="pass token ids, or compile from a checkpoint that has a tokenizer")
-        try:
+        with _native(ArtifactError, "the tokenizer cannot be read", where=str(file)):
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the binding raises bare Exception
-            raise ArtifactError(f"the tokenizer cannot be read: {error}", where=str(file)) from error
         config = read_json(root / "tokenizer_config.json")
         special = {**_special(read_json(root / "special_tokens_map.json")), **_special(config)}
         template = root / "chat_template.jinja"
-        source = template.read_text(encoding="utf-8") if template.exists() else _template(config.get("chat_template"))
+        try:
+            source = template.read_text(encoding="utf-8") if template.exists() else _template(config.get("chat_template"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"the chat template cannot be read: {error}", where=str(template)) from error
         return cls(tokenizer, special=special, chat_template=source)
 
     @property
@@ -70,7 +72,10 @@ class Tokenizer:
 
     def token_id(self, text: str | None) -> int | None:
         """The id of a token given by its exact text; None if it is not in the vocabulary."""
-        return None if text is None else self._tokenizer.token_to_id(text)
+        try:
+            return None if text is None else self._tokenizer.token_to_id(text)
+        except UnicodeEncodeError:  # half a surrogate pair
+            return None
 
     def token_text(self, token: int) -> str | None:
         """The text of a token id as the vocabulary has it (not decoded); None for an unknown id."""
@@ -81,7 +86,8 @@ class Tokenizer:
 
         add_special: add BOS, EOS, ... as the model's tokenizer does, but no second BOS to a text that starts with one.
         """
-        ids = list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
+        with _native(GenerateError, "the tokenizer cannot encode this text"):
+            ids = list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
         bos = self.bos_id
         if add_special and bos is not None and ids[:2] == [bos, bos] and text.startswith(self.special["bos_token"]):
             return ids[1:]
@@ -98,7 +104,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; unknown ids are left out."""
-        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
+        with _native(GenerateError, "the tokenizer cannot decode these tokens"):
+            return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
 
     @cached_property
     def _chat(self) -> ChatTemplate:
@@ -107,13 +114,24 @@ class Tokenizer:
         return ChatTemplate(self.chat_template)
 
 
+@contextmanager
+def _native(kind: type[IngotError], what: str, *, where: str | None = None) -> Iterator[None]:
+    """What the binding raises, as one error: bare Exceptions, and panics, which are no Exceptions at all."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise kind(f"{what}: {error}", where=where) from error
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in `file`, empty when the file is not there; ArtifactError when it is damaged."""
     if not file.exists():
         return {}
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"the file cannot be read: {error}", where=str(file)) from error
     return data if isinstance(data, dict) else {}
 

@@ -53,6 +53,8 @@ def grouped_query_attention(op: Attention, lo: Lowering) -> str:
         raise Decline("not plain causal attention over cache parameters")
     if op.mask is not None or op.q.type.dims[3] != op.v.type.dims[3] or op.q.type.dtype != f32:
         raise Decline("masked, or of another type or value width")
+    if op.q.type.dims[3] % 8 != 0:
+        raise Decline("heads that are no multiple of 8 features")
     q, new_k, tables, rotary = _rotary(op.q, new_k, op.pos, lo)
     heads, groups = op.heads
     packed = _packed(q, new_k, new_v)

@@ -35,10 +35,14 @@ _LEAST_OPSET = 23
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph without its weights: `model` has no initializers yet, `weights` are the ones it uses by name."""
+    """A graph without its weights: `model` has no initializers yet, `weights` are the ones it uses by name.
+
+    decoded: bytes of weights that are floats in memory once the graph is loaded, by the format in which they are stored.
+    """
 
     model: ModelProto
     weights: dict[str, Weight]
+    decoded: dict[str, int]
 
 
 def lower(module: Module, *, func: Func | None = None, opset_only: bool = False, int8_rows: bool = False,
@@ -65,6 +69,7 @@ class Lowering:
         self.int8_rows = int8_rows
         self.nodes = Nodes()
         self.opset = _LEAST_OPSET
+        self.decoded: dict[str, int] = {}
         self._names: dict[Value, str] = {v: n[1:] for v, n in names(self.func).items()}
         self._ports = {p: self._names[p] for p in self.func.params}
         self._wanted: dict[Value, None] = {}
@@ -156,6 +161,10 @@ class Lowering:
             self._weights[unique] = make()
         return self._stored[key]
 
+    def initializer(self, name: str) -> Weight:
+        """The weight that `stored` has made under this name."""
+        return self._weights[name]
+
     @staticmethod
     def derive(weight: Weight, type: TensorType, fn: Callable[..., np.ndarray], *more: Weight) -> Weight:
         """A weight computed from others when it is written; its origin is the first one's."""
@@ -234,7 +243,7 @@ class Lowering:
             rename[real] = wanted
         order = self.nodes.order(outputs)
         self._name_values(order, rename)
-        return Lowered(self._model(order, rename, shown), self._used(order))
+        return Lowered(self._model(order, rename, shown), self._used(order), self.decoded)
 
     def _visit(self, ops: Sequence[Op]) -> None:
         for op in reversed(ops):

@@ -18,7 +18,6 @@ from ingot.ir.ops.pointwise import (
     LeakyRelu,
     Pointwise,
     Relu,
-    Silu,
     Where,
 )
 from ingot.ir.types import DType, TensorType, bool_, f32, promote
@@ -54,7 +53,7 @@ def _common(op: Pointwise) -> DType:
     return worked(dtype)
 
 
-@rule(Relu, Silu, Gelu, HardSwish, HardSigmoid, LeakyRelu, Elu)
+@rule(Relu, Gelu, HardSwish, HardSigmoid, LeakyRelu, Elu)
 def activation(op: Op, lo: Lowering) -> str | None:
     x: Value = op.operands[0]
     if not x.type.dtype.is_float or held(x.type.dtype).bits == 8:
@@ -64,9 +63,6 @@ def activation(op: Op, lo: Lowering) -> str | None:
     match op:
         case Relu():
             return lo.emit("Relu", lo(x))
-        case Silu():
-            lo.require(24)
-            return lo.emit("Swish", lo(x), alpha=1.0)
         case Gelu(approximate="none" | "tanh" as approximate):
             return lo.emit("Gelu", lo(x), approximate=approximate)
         case HardSwish():

@@ -1,4 +1,4 @@
-"""Quantised tensors in standard operators: DequantizeLinear where it has the format, else arithmetic on codes."""
+"""Quantised tensors in standard operators: DequantizeLinear where it has the format, else tables of values times steps."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ingot.backends.onnx.dtypes import held
+from ingot.backends.onnx.quant_parts import (
+    computed_values,
+    count_decoded,
+    kernel_block,
+    steps,
+    stored_bits,
+    stored_bytes,
+    values,
+    work_type,
+)
 from ingot.backends.onnx.registry import rule
 from ingot.backends.onnx.rules_layout import reshaped, sliced
 from ingot.backends.onnx.rules_matmul import as_result, ids, with_bias
 from ingot.ir.dims import Dim
-from ingot.ir.formats import Format, format_named, pack_bits
+from ingot.ir.formats import Integer, format_named
 from ingot.ir.ops.embedding import Embedding
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.ops.quant import Dequantize
-from ingot.ir.types import DType, TensorType, i2, i4, i8, i32, u2, u4, u8
-from ingot.ir.value import Const, Value
+from ingot.ir.types import DType, TensorType, i2, i4, i8, u2, u4, u8
+from ingot.ir.value import Const
 
 if TYPE_CHECKING:
     from ingot.backends.onnx.lowering import Lowering
@@ -28,16 +38,16 @@ _STORED = {8: (i8, u8), 4: (i4, u4), 3: (i4, u4), 2: (i2, u2)}
 Layout = Callable[[np.ndarray], np.ndarray]
 
 
-def is_integer(fmt: Format) -> bool:
-    """Whether codes stand for `code - middle`, rather than for entries of a table."""
-    return np.array_equal(fmt.table(), np.arange(fmt.levels) - fmt.middle)
-
-
 @rule(Dequantize)
 def dequantize(op: Dequantize, lo: Lowering) -> str:
-    """By arithmetic: any format, weights or computed codes."""
-    zero = None if op.zero is None else lo(op.zero)
-    return decoded(lo, op, lo(op.packed), op.packed.type.dims, lo(op.scale), zero)
+    """By tables and arithmetic: any format, weights or computed codes."""
+    fmt, work = format_named(op.format), work_type(op)
+    if isinstance(op.packed, Const):
+        count_decoded(lo, op)
+        found = values(lo, fmt, stored_bytes(lo, op.packed, stored_bits(fmt)), work, centred=op.zero is None)
+    else:
+        found = lo.emit("Unsqueeze", computed_values(lo, op, work), lo.const([-1]))
+    return scaled(lo, op, found, op.packed.type.dims, steps(lo, op), None if op.zero is None else lo(op.zero))
 
 
 @rule(Dequantize)
@@ -63,24 +73,35 @@ def linear(op: Linear, lo: Lowering) -> str | None:
 
 def _dequantize_linear(op: Dequantize, lo: Lowering, *, axis: int, layout: Layout, suffix: str,
                        least_bits: int = 2) -> str | None:
-    fmt, last = format_named(op.format), op.packed.type.dims[-1]
-    weights = [op.packed, op.scale, *([op.zero] if op.zero is not None else [])]
-    if not all(isinstance(v, Const) for v in weights) or not is_integer(fmt) or fmt.bits not in _STORED:
+    fmt, last, scale, zero = format_named(op.format), op.packed.type.dims[-1], op.scale, op.zero
+    if not isinstance(op.packed, Const) or not isinstance(scale, Const) or not isinstance(zero, Const | None):
         return None
-    if not isinstance(last, int) or last % op.group or held(op.dtype) != held(op.scale.type.dtype):
+    if not isinstance(fmt, Integer) or fmt.bits not in _STORED or op.tensor_scale is not None:
         return None
-    stored = _STORED[max(fmt.bits, least_bits)][0 if op.zero is None else 1]
+    if not isinstance(last, int) or last % op.group or held(op.dtype) != held(scale.type.dtype):
+        return None
+    rows, block = op.packed.type.shape[:-1], kernel_block(op.group, last)
+    if last % (block or 1) or not block:
+        block = op.group
+    wide = scale.type.shape != (*rows, last // block)
+    stored = _STORED[max(fmt.bits, least_bits)][0 if zero is None else 1]
     if stored.bits == 2:
         lo.require(25)
-    codes = _stored(lo, op.packed, suffix, stored, layout, fmt.middle if op.zero is None else 0)
-    scale = _stored(lo, op.scale, suffix.replace("codes", "scales"), held(op.scale.type.dtype), layout)
-    zero = None if op.zero is None else _stored(lo, op.zero, suffix, stored, layout)
-    return lo.emit("DequantizeLinear", codes, scale, zero, axis=axis, block_size=op.group)
+    codes = _stored(lo, op.packed, suffix, stored, layout, fmt.middle if zero is None else 0)
+    scales = _stored(lo, scale, suffix.replace("codes", "scales"), held(scale.type.dtype), layout)
+    full = (*rows, last // block)
+    if wide:
+        scales = lo.emit("Expand", scales, lo.const(layout(np.empty(full, np.bool_)).shape))
+
+    def spread(array: np.ndarray) -> np.ndarray:
+        return layout(np.broadcast_to(array, full))
+
+    zeros = None if zero is None else _stored(lo, zero, suffix, stored, spread if wide else layout)
+    return lo.emit("DequantizeLinear", codes, scales, zeros, axis=axis, block_size=block)
 
 
-def _stored(lo: Lowering, value: Value, suffix: str, dtype: DType, layout: Layout, minus: int = 0) -> str:
+def _stored(lo: Lowering, value: Const, suffix: str, dtype: DType, layout: Layout, minus: int = 0) -> str:
     """The initializer of a weight laid out anew, less `minus`, in another element type."""
-    assert isinstance(value, Const)
     dims = tuple(layout(np.empty(value.type.shape, np.bool_)).shape)
     type_ = TensorType(dtype, dims)
 
@@ -97,56 +118,34 @@ def embedding(op: Embedding, lo: Lowering) -> str | None:
     dq = op.w.op
     if not isinstance(dq, Dequantize) or not isinstance(dq.packed, Const) or held(dq.dtype) != held(op.result.type.dtype):
         return None
-    at = ids(lo, op)
-    codes = _rows(lo, dq.packed, at)
-    scale, zero = (None if v is None else lo.emit("Gather", lo(v), at, axis=0) for v in (dq.scale, dq.zero))
-    assert scale is not None
-    return decoded(lo, dq, codes, op.result.type.dims, scale, zero)
+    fmt, at = format_named(dq.format), ids(lo, op)
+    picked = lo.emit("Gather", stored_bytes(lo, dq.packed, stored_bits(fmt)), at, axis=0)
+    found = values(lo, fmt, picked, work_type(dq), centred=dq.zero is None)
+    step, zero = steps(lo, dq), None if dq.zero is None else lo(dq.zero)
+    if dq.scale.type.dims[0] == dq.packed.type.dims[0]:
+        step = lo.emit("Gather", step, at, axis=0)
+        zero = None if zero is None else lo.emit("Gather", zero, at, axis=0)
+    return scaled(lo, dq, found, op.result.type.dims, step, zero)
 
 
-def _rows(lo: Lowering, table: Const, at: str) -> str:
-    """Rows of a table of codes [n, k] as u8 [..., k]; stored as bytes, since Gather does not pick sub-byte elements."""
-    rows, size = table.type.shape
-    bits = {8: 8, 2: 2}.get(table.type.dtype.bits, 4)
-    per = 8 // bits
-    type_ = TensorType(u8, (rows, -(-size // per)))
-    packed = lo.stored((table.weight, "bytes"), f"{table.name}.bytes", lambda: lo.derive(
-        table.weight, type_, lambda a: pack_bits(a.astype(np.uint8), bits)))
-    picked = lo.emit("Gather", packed, at, axis=0)
-    if per == 1:
-        return picked
-    shifts = lo.const(np.arange(per, dtype=np.uint8) * np.uint8(bits))
-    spread = lo.emit("BitShift", lo.emit("Unsqueeze", picked, lo.const([-1])), shifts, direction="RIGHT")
-    codes = lo.emit("BitwiseAnd", spread, lo.const((1 << bits) - 1, u8))
-    flat = _merged(lo, codes)
-    return flat if size % per == 0 else lo.emit("Slice", flat, lo.const([0]), lo.const([size]), lo.const([-1]))
-
-
-def _merged(lo: Lowering, name: str) -> str:
-    """[..., m, n] as [..., m * n]."""
-    lead = lo.emit("Shape", name, end=-2)
-    return lo.emit("Reshape", name, lo.emit("Concat", lead, lo.const([-1]), axis=0))
-
-
-def decoded(lo: Lowering, op: Dequantize, codes: str, dims: tuple[Dim, ...], scale: str, zero: str | None) -> str:
-    """Codes (u8, of shape `dims`) as floats of the held type of `op.dtype`; scale and zero [..., groups]."""
-    fmt, work = format_named(op.format), held(op.scale.type.dtype)
+def scaled(lo: Lowering, op: Dequantize, found: str, dims: tuple[Dim, ...], step: str, zero: str | None) -> str:
+    """Values [..., m, per byte] of `dims` less zero [..., groups], times step [..., groups], in the held type of `op.dtype`."""
+    work = work_type(op)
     *rows, last = dims
-    groups = op.scale.type.dims[-1]
+    groups, per = op.scale.type.dims[-1], 8 // stored_bits(format_named(op.format)) if isinstance(op.packed, Const) else 1
     full = groups * op.group
-    if full != last:
-        codes = lo.emit("Pad", codes, lo.shape([0] * (2 * len(rows) + 1) + [full - last]))
+    bytes_ = (last + per - 1) // per
     split: tuple[Dim, ...] = (*rows, groups, op.group)
-    codes = reshaped(lo, codes, (*rows, full), split)
+    shape: tuple[Dim, ...] = (*rows, bytes_, per)
+    if full != bytes_ * per:
+        flat = reshaped(lo, found, shape, (*rows, bytes_ * per))
+        # A negative pad takes away what fills the last byte.
+        found, shape = lo.emit("Pad", flat, lo.shape([0] * (2 * len(rows) + 1) + [full - bytes_ * per])), (*rows, full)
+    found = reshaped(lo, found, shape, split)
     at_end = lo.const([-1])
     if zero is not None:
-        offset = lo.cast(lo.emit("Unsqueeze", zero, at_end), u8, work)
-        values = lo.emit("Sub", lo.cast(codes, u8, work), offset)
-    elif is_integer(fmt):
-        values = lo.emit("Sub", lo.cast(codes, u8, work), lo.const(fmt.middle, work))
-    else:
-        values = lo.emit("Gather", lo.const(fmt.table().astype(work.numpy)), lo.cast(codes, u8, i32))
-    y = reshaped(lo, lo.emit("Mul", values, lo.emit("Unsqueeze", scale, at_end)), split, (*rows, full))
+        found = lo.emit("Sub", found, lo.cast(lo.emit("Unsqueeze", zero, at_end), u8, work))
+    y = reshaped(lo, lo.emit("Mul", found, lo.emit("Unsqueeze", step, at_end)), split, (*rows, full))
     if full != last:
         y = sliced(lo, y, len(rows), 0, last)
     return lo.cast(y, work, held(op.dtype))

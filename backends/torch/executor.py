@@ -49,14 +49,16 @@ class Executor:
         if unknown:
             raise IRError(f"module @{module.name} has no weight {', '.join('@' + n for n in unknown)}")
 
-    def run(self, inputs: Inputs, *, observe: Observer | None = None) -> list[torch.Tensor]:
+    def run(self, inputs: Inputs, *, observe: Observer | None = None,
+            sizes: Mapping[str, int] | None = None) -> list[torch.Tensor]:
         """The func's returns for one array or tensor per parameter, in order or by name.
 
-        observe: called with every value and its tensor right after it is computed. Raises IRError when inputs are
-        missing or do not fit the declared shapes, UnsupportedOp for an op without a rule.
+        observe: called with every value and its tensor right after it is computed. sizes: values of the dims, where the
+        shapes of the inputs do not give them all. Raises IRError when inputs are missing or do not fit the declared shapes,
+        UnsupportedOp for an op without a rule.
         """
         tensors = self._inputs(inputs)
-        env = solve_dims([p.type for p in self.func.params], [tuple(t.shape) for t in tensors])
+        env = sizes or solve_dims([p.type for p in self.func.params], [tuple(t.shape) for t in tensors])
         return self._run(self.func, tensors, env, observe)
 
     def weight(self, const: Const) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Matrix products, table lookup, rotary embedding and dequantisation."""
+"""Matrix products, table lookup and rotary embedding."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ingot.backends.torch.registry import rule
-from ingot.ir.formats import format_named
 from ingot.ir.ops.embedding import Embedding
 from ingot.ir.ops.matmul import Linear, MatMul
-from ingot.ir.ops.quant import Dequantize
 from ingot.ir.ops.rope import Rope
 
 
@@ -40,15 +38,3 @@ def rope(op: Rope, x: torch.Tensor, pos: torch.Tensor, inv_freq: torch.Tensor) -
         return torch.cat([torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2), rest], -1)
     a, b = turned.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
-
-
-@rule(Dequantize)
-def dequantize(op: Dequantize, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
-    size, group = packed.shape[-1], op.group
-    codes = F.pad(packed, (0, -size % group))
-    codes = codes.reshape(*codes.shape[:-1], -1, group)
-    if zero is None:
-        values = torch.from_numpy(format_named(op.format).table()).to(scale)[codes.long()]
-    else:
-        values = codes.to(scale.dtype) - zero[..., None].to(scale.dtype)
-    return (values * scale[..., None]).flatten(-2)[..., :size]

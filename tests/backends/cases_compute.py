@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from ingot.ir.formats import FORMATS
 from ingot.ir.ops.conv import AvgPool, Conv, MaxPool
 from ingot.ir.ops.embedding import Embedding
 from ingot.ir.ops.matmul import Linear, MatMul
 from ingot.ir.ops.norm import BatchNorm, GroupNorm, LayerNorm, RmsNorm, SkipLayerNorm, SkipRmsNorm
 from ingot.ir.ops.quant import Dequantize
-from ingot.ir.types import DType, bf16, f16, f32, f64, i32, i64, u2, u3, u4, u8
+from ingot.ir.types import DType, bf16, f16, f32, f64, i32, i64, u4, u8
 from ingot.ir.value import Value
-from tests.backends.op_case import B, Case, S, T, between, case, positive, results
+from tests.backends.op_case import B, Case, Draw, S, T, between, case, positive, results
 
 for _dtype in (f32, f16, bf16):
     case(RmsNorm, str(_dtype), lambda c, d=_dtype: c(RmsNorm(c.x(B, S, 8, dtype=d), c.w(8, dtype=d), eps=1e-5)))
@@ -62,28 +65,50 @@ for _count in (True, False):
                                                                   count_padding=n)))
 case(AvgPool, "symbolic", lambda c: (c(AvgPool(c.x(B, 3, 2 * S), kernel=(2,), stride=(2,), padding=(0, 0))), c.x(S)))
 
-CODES = {"int8": (u8, 255), "int4": (u4, 15), "int3": (u3, 7), "int2": (u2, 3)}
+def quantized(c: Case, rows: int, columns: int, *, format: str, group: int, zero: bool = False, dtype: DType = f32,
+              scales: DType = f32, per_tensor: bool = False) -> Value:
+    """A dequantize of random codes [rows, columns], its scales stored as the format stores them."""
+    fmt = FORMATS[format]
+    finite = fmt.table()[np.isfinite(fmt.table())]
+    types = fmt.types((rows, columns), group, symmetric=not zero, per_tensor=per_tensor)
+    draws: dict[str, Draw] = {
+        "packed": (lambda rng, shape: rng.choice(finite, shape)) if fmt.code.is_float else between(0, fmt.levels - 1),
+        "scale": {"u8": between(0, 255), "f8e8m0": lambda rng, shape: 2.0 ** rng.integers(-2, 2, shape)}.get(
+            types["scale"].dtype.name, positive),
+        "zero": between(0, fmt.levels - 1), "tensor_scale": positive, "offset": positive}
+    held = {part: scales if part == "scale" and t.dtype == f32 else t.dtype for part, t in types.items()}
+    parts = {part: c.w(*t.shape, dtype=held[part], draw=draws[part]) for part, t in types.items()}
+    return c(Dequantize(**parts, format=format, group=group, dtype=dtype))
 
 
-def quantized(c: Case, rows: int, columns: int, *, format: str, group: int, zero: bool, dtype: DType = f32,
-              scales: DType = f32) -> Value:
-    """A dequantize of random codes [rows, columns]."""
-    code, top = CODES[format]
-    groups = -(-columns // group)
-    zeros = c.w(rows, groups, dtype=code, draw=between(0, top)) if zero else None
-    codes, scale = c.w(rows, columns, dtype=code, draw=between(0, top)), c.w(rows, groups, dtype=scales, draw=positive)
-    return c(Dequantize(codes, scale, zeros,
-                        format=format, group=group, dtype=dtype))
-
-
-for _format in CODES:
+for _format in FORMATS:
     for _zero in (False, True):
+        if _zero and not FORMATS[_format].has_zero_points:
+            continue
         _how = f"{_format}{' with zeros' if _zero else ''}"
         case(Dequantize, _how, lambda c, f=_format, z=_zero: quantized(c, 6, 32, format=f, group=16, zero=z))
         case(Dequantize, f"{_how} in a linear", lambda c, f=_format, z=_zero: c(
             Linear(c.x(B, S, 32), quantized(c, 6, 32, format=f, group=16, zero=z), c.w(6))))
         case(Dequantize, f"{_how} in a table", lambda c, f=_format, z=_zero: c(
             Embedding(c.x(B, S, dtype=i64, draw=between(0, 8)), quantized(c, 9, 32, format=f, group=16, zero=z))))
+        case(Dequantize, f"{_how}, rows of an odd length, in a linear", lambda c, f=_format, z=_zero: c(
+            Linear(c.x(B, 41), quantized(c, 5, 41, format=f, group=16, zero=z))))
+        case(Dequantize, f"{_how}, whole rows, in a linear", lambda c, f=_format, z=_zero: c(
+            Linear(c.x(B, 48), quantized(c, 8, 48, format=f, group=48, zero=z))))
+        case(Dequantize, f"{_how}, whole odd rows, in a table", lambda c, f=_format, z=_zero: c(
+            Embedding(c.x(B, S, dtype=i64, draw=between(0, 4)), quantized(c, 5, 27, format=f, group=27, zero=z))))
+for _format in ("int8", "int3", "fp4", "fp8-e4m3"):
+    case(Dequantize, f"{_format}, one step for all, in a linear",
+         lambda c, f=_format: c(Linear(c.x(B, 32), quantized(c, 6, 32, format=f, group=32, per_tensor=True))))
+case(Dequantize, "int8 with one zero point for all, tied", lambda c: (
+    w := quantized(c, 9, 32, format="int8", group=32, zero=True, per_tensor=True),
+    c(Linear(c(Embedding(c.x(B, S, dtype=i64, draw=between(0, 8)), w)), w)))[1])
+case(Dequantize, "nf4 of several blocks of scales in a linear",
+     lambda c: c(Linear(c.x(B, 128), quantized(c, 40, 128, format="nf4", group=16))))
+case(Dequantize, "nf4 with plain scales in a linear", lambda c: c(Linear(c.x(B, 32), c(Dequantize(
+    c.w(6, 32, dtype=u4, draw=between(0, 15)), c.w(6, 2, draw=positive), format="nf4", group=16)))))
+case(Dequantize, "computed codes of a table", lambda c: c(Dequantize(
+    c.x(B, S, 8, dtype=u4, draw=between(0, 15)), c.x(B, S, 2, draw=positive), format="nf4", group=4)))
 case(Dequantize, "short last group", lambda c: quantized(c, 3, 21, format="int4", group=8, zero=True))
 case(Dequantize, "short last group in a linear",
      lambda c: c(Linear(c.x(B, 21), quantized(c, 3, 21, format="int4", group=8, zero=True))))

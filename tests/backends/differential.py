@@ -12,8 +12,8 @@ from ingot.backends import torch as torch_backend
 from ingot.backends.torch.tensors import to_array
 from ingot.ir import interpret
 from ingot.ir.module import Module
-from ingot.ir.types import DTYPES, DType
-from tests.backends.tolerance import tolerance
+from ingot.ir.types import DTYPES
+from tests.backends.tolerance import coarsest, distance, tolerance
 
 BACKENDS = ("declared", "torch", "torch-f64", "ort", "ort-as-written", "ort-contrib")
 
@@ -32,7 +32,7 @@ def differential(module: Module, inputs: Sequence[np.ndarray], *, op: str, backe
     """Raises AssertionError, naming backend and result, when one is further from the reference than the table allows."""
     wanted = interpret.run(module, inputs, precision="f64")
     types = [v.type for v in module.main.returns]
-    worst = _coarsest([*(v.type.dtype for o in module.main.ops for v in (*o.operands, *o.results)), *(t.dtype for t in types)])
+    worst = coarsest([*(v.type.dtype for o in module.main.ops for v in (*o.operands, *o.results)), *(t.dtype for t in types)])
     for backend in backends:
         got = outputs(backend, module, inputs)
         for i, (mine, ours, type_) in enumerate(zip(got, wanted, types, strict=True)):
@@ -45,19 +45,4 @@ def differential(module: Module, inputs: Sequence[np.ndarray], *, op: str, backe
                                          f"allowed {limit.part:.3g} ({limit.reason})")
 
 
-def distance(got: np.ndarray, wanted: np.ndarray) -> float:
-    """Largest |got - wanted| over max(1, largest |wanted|); infinite when shapes, NaNs or infinities differ."""
-    if got.shape != wanted.shape:
-        return float("inf")
-    a, b = got.astype(np.float64), wanted.astype(np.float64)
-    finite = np.isfinite(b)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    return float(np.abs(a[finite] - b[finite]).max() / max(1.0, np.abs(b[finite]).max()))
-
-
-def _coarsest(dtypes: Sequence[DType]) -> DType:
-    order = ["bf16", "f16", "f32", "f64"]
-    return DTYPES[next(name for name in [*order, "f32"] if name in {d.name for d in dtypes} or name == "f64")]
+__all__ = ["BACKENDS", "differential", "distance", "outputs"]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from ingot.ir.types import DTYPES, DType
 
 
 @dataclass(frozen=True)
@@ -38,3 +43,22 @@ def tolerance(op: str, dtype: str, backend: str) -> Tolerance:
     if dtype in BY_DTYPE and (op, backend) in BY_BACKEND:
         return BY_BACKEND[op, backend]
     return BY_OP.get((op, dtype)) or BY_DTYPE.get(dtype, Tolerance(0.0, "integers are exact"))
+
+
+def distance(got: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest |got - wanted| over max(1, largest |wanted|); infinite when shapes, NaNs or infinities differ."""
+    if got.shape != wanted.shape:
+        return float("inf")
+    a, b = got.astype(np.float64), wanted.astype(np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float(np.abs(a[finite] - b[finite]).max() / max(1.0, np.abs(b[finite]).max()))
+
+
+def coarsest(dtypes: Sequence[DType]) -> DType:
+    """The float type with the fewest digits among these, f64 when there is none."""
+    order = ["bf16", "f16", "f32", "f64"]
+    return DTYPES[next(name for name in [*order, "f32"] if name in {d.name for d in dtypes} or name == "f64")]

@@ -209,6 +209,15 @@ def test_a_damaged_graph_is_one_clear_error(write_toy: Callable[..., Path], tmp_
         Session.open(path)
 
 
+@pytest.mark.parametrize(("old", "new"), [('"kc0_out"', '"kx"'), ('"kc0"', '"kx"'), (" 16\n", " 32\n")])
+def test_a_manifest_of_another_graph_is_one_clear_error(
+        write_toy: Callable[..., Path], tmp_path: Path, old: str, new: str) -> None:
+    file = write_toy(tmp_path / "toy") / "ingot.json"
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ArtifactError, match="the manifest is of another graph"):
+        Session.open(tmp_path / "toy")
+
+
 def test_an_artifact_for_another_target_says_so(write_toy: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="for the target triton"):
         Session.open(write_toy(tmp_path / "out", target="triton"))
