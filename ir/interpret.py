@@ -6,7 +6,7 @@ exact passes are judged; with `precision="declared"` every result is rounded to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from ingot.ir.module import Func, Module
 from ingot.ir.op import Op
 from ingot.ir.types import TensorType
 from ingot.ir.value import Const, Value
+from ingot.ir.weights import Weight
 
 Precision = Literal["declared", "f64"]
 _F32 = np.dtype(np.float32)
@@ -46,10 +47,12 @@ def solve_dims(types: Sequence[TensorType], shapes: Sequence[tuple[int, ...]]) -
 
 
 def run(module: Module, inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray], *, func: Func | None = None,
-        precision: Precision = "f64", observe: Callable[[Value, np.ndarray], None] | None = None) -> list[np.ndarray]:
+        precision: Precision = "f64", observe: Callable[[Value, np.ndarray], None] | None = None,
+        weights: MutableMapping[Weight, np.ndarray] | None = None) -> list[np.ndarray]:
     """The returns of `func` (the main one) for the given arrays, one per parameter in order or by name.
 
-    observe: called with every value and its array as it is computed. Raises IRError naming the op that failed.
+    observe: called with every value and its array as it is computed. weights: keeps the arrays of weights from one run to
+    the next. Raises IRError naming the op that failed.
     """
     func = func or module.main
     names = [p.hint or "" for p in func.params]
@@ -70,7 +73,11 @@ def run(module: Module, inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray],
     def load(value: Value) -> np.ndarray:
         if isinstance(value, Const):
             if value not in consts:
-                array = value.weight.wide() if precision == "f64" else value.weight.materialize()
+                array = weights.get(value.weight) if weights is not None else None
+                if array is None:
+                    array = value.weight.wide() if precision == "f64" else value.weight.materialize()
+                    if weights is not None:
+                        weights[value.weight] = array
                 consts[value] = _settle(array, value.type, precision)
             return widen(consts[value], floats)
         return widen(live[value], floats)

@@ -1,8 +1,8 @@
 """Modules and funcs, and the few methods through which a graph may change.
 
 Everything that changes a graph (`insert`, `erase`, `replace`, `set_operand`, `set_returns`, `add_param`, `set_param_type`,
-`remove_param`, `add_const`, `remove_const`, `set_dim`) moves `module.epoch`, so "did anything change" is computed, never
-reported.
+`remove_param`, `add_const`, `remove_const`, `set_weight`, `set_dim`) moves `module.epoch`, so "did anything change" is
+computed, never reported.
 """
 
 from __future__ import annotations
@@ -70,6 +70,13 @@ class Module:
         if const.n_uses:
             raise IRError(f"@{const.name} is still used by {_users(const)}")
         del self.consts[const.name]
+        self.epoch += 1
+
+    def set_weight(self, const: Const, weight: Weight) -> None:
+        """Give a weight other numbers, for all its users. Raises IRError when the types differ."""
+        if weight.type != const.type:
+            raise IRError(f"@{const.name} is {const.type}, the numbers are {weight.type}")
+        const.weight = weight
         self.epoch += 1
 
     def set_dim(self, name: str, least: int, greatest: int) -> None:

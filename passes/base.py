@@ -7,20 +7,23 @@
         name = "canonicalize"
 
         def run(self, module: Module, ctx: Context) -> int:
-            return rewrite(module, RULES)
+            return ctx.rewrite(module, RULES)
 """
 
 from __future__ import annotations
 
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from ingot.errors import PassError
 from ingot.ir.module import Module
-from ingot.ir.rewrite import Miss
+from ingot.ir.rewrite import Miss, Rule, rewrite
+
+Contract = Literal["exact", "lossy", "cache", "edit"]
 
 PASSES: dict[str, type[Pass]] = {}
 """Every pass by its name."""
@@ -31,12 +34,14 @@ class Context:
     """What a pass may use besides the module.
 
     calibration: batches of token ids [n, s] (i64), or None. progress: called with (done, total, what).
-    misses: collects near misses of rewriting rules when a list. details: a pass's own entries for its receipt.
+    misses: collects near misses of rewriting rules when a list. applied: how often each rule applied, by its name.
+    details: a pass's own entries for its receipt.
     """
 
     calibration: Any = None
     progress: Callable[[int, int, str], None] | None = None
     misses: list[Miss] | None = None
+    applied: Counter[str] = field(default_factory=Counter)
     details: dict[str, Any] = field(default_factory=dict)
 
     def step(self, done: int, total: int, what: str) -> None:
@@ -44,13 +49,28 @@ class Context:
         if self.progress is not None:
             self.progress(done, total, what)
 
+    def rewrite(self, module: Module, rules: Sequence[Rule]) -> int:
+        """Apply rules until none fits, as `ingot.ir.rewrite.rewrite` does, and keep the counts and near misses.
+
+        Near misses of an earlier round of the same rules are forgotten. Returns the number of sites.
+        """
+        found: list[Miss] | None = None if self.misses is None else []
+        sites = rewrite(module, rules, misses=found, applied=self.applied)
+        if self.misses is not None and found is not None:
+            names = {rule.name for rule in rules}
+            self.misses[:] = [miss for miss in self.misses if miss.rule not in names] + found
+        return sites
+
 
 class Pass(ABC):
     """One transformation of a module. Subclasses are frozen dataclasses; their fields are the options."""
 
     name: ClassVar[str] = ""
-    contract: ClassVar[Literal["exact", "lossy", "cache"]] = "exact"
-    """exact: the float64 reference stays within 1e-9. lossy: the error is measured. cache: decoding equals the full forward."""
+    contract: ClassVar[Contract] = "exact"
+    """exact: the float64 reference stays within 1e-9. lossy: the error is measured. cache: decoding equals the full forward.
+    edit: the model is meant to compute something else, with outputs of the same types."""
+    limits: ClassVar[Mapping[str, float]] = {"relative": 1.4}
+    """What `--check` allows a lossy pass: the greatest "relative" error of an output and "kl" (nats), the least "top1"."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What must be given: "calibration"."""
     establishes: ClassVar[tuple[str, ...]] = ()
@@ -61,12 +81,19 @@ class Pass(ABC):
     """Whether zero sites is a normal outcome (clean-up passes), rather than an error when the user named the pass."""
 
     def __init_subclass__(cls) -> None:
-        if cls.__dict__.get("name"):
-            PASSES[cls.name] = cls
+        if not cls.__dict__.get("name"):
+            return
+        known = PASSES.get(cls.name)
+        if known is not None and _place(known) != _place(cls):  # a class of the same place is a new version of it
+            raise PassError(f"there is a pass {cls.name} already: {_place(known)}", where=_place(cls), hint="choose another name")
+        PASSES[cls.name] = cls
 
     def requires(self) -> tuple[str, ...]:
         """What must be given for these options; `needs` unless a pass says otherwise."""
         return self.needs
+
+    def look(self) -> None:  # noqa: B027  (most passes name no files)
+        """Look at the files that options name, before any work starts. Raises IngotError when they are not as they should."""
 
     @abstractmethod
     def run(self, module: Module, ctx: Context) -> int:
@@ -81,6 +108,10 @@ class Pass(ABC):
                 continue
             shown.append(f"{option_name(f)}={_text(value)}")
         return f"{self.name}{{{' '.join(shown)}}}" if shown else self.name
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def option_name(f: Field[Any]) -> str:

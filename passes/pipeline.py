@@ -9,22 +9,31 @@ from __future__ import annotations
 import re
 import resource
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ingot.errors import PassError
+from ingot.errors import NothingMatched, PassError
 from ingot.ir.module import Module
+from ingot.ir.ops.quant import Dequantize
 from ingot.ir.text.parser import split_pipeline
 from ingot.ir.verify import verify
-from ingot.passes.base import Context, Pass, make_pass
+from ingot.passes.base import PASSES, Context, Pass, make_pass
+from ingot.passes.contract import Check, check_contract
+from ingot.passes.plugins import load_plugins
+from ingot.passes.snapshot import Snapshot
 
 _STAGE = re.compile(r"([a-z][\w-]*)(?:\{([^{}]*)\})?$")
 
 
 @dataclass
 class Receipt:
-    """What one pass did. bytes: of all weights as they would be stored. memory: peak resident bytes of the process."""
+    """What one pass did. bytes: of all weights as they would be stored. memory: peak resident bytes of the process.
+
+    details: the pass's own entries; under `rules`, how often each rewriting rule applied; under `sites`, what was measured
+    at each site, as `{"name": ..., "error": ..., "bytes": ...}` (numbers, either may be absent).
+    """
 
     stage: str
     sites: int
@@ -56,14 +65,20 @@ def parse_pipeline(text: str) -> list[Pass]:
         for item in (found[2] or "").split():
             key, eq, value = item.partition("=")
             given[key] = value if eq else "true"
+        if found[1] not in PASSES:
+            load_plugins()
         out.append(make_pass(found[1], given))
     return out
 
 
 def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool = False) -> None:
-    """Refuse a pipeline whose order cannot work. Raises PassError with one sentence, before any work starts."""
-    facts = {str(f): "the module as given" for f in str(module.meta.get("facts", "")).split()}
+    """Refuse a pipeline whose order cannot work, or whose passes name files that are not what they should be.
+
+    Raises PassError with one sentence (for files, what `Pass.look` raises), before any work starts.
+    """
+    facts = {str(f): "what was done to this module before" for f in str(module.meta.get("facts", "")).split()}
     for p in passes:
+        p.look()
         for fact, reason in p.not_after.items():
             if fact in facts:
                 raise PassError(f"{p.name} cannot follow {facts[fact]}: {reason}")
@@ -73,46 +88,61 @@ def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool
             facts[fact] = p.name
 
 
-def run_pipeline(module: Module, passes: Sequence[Pass], ctx: Context | None = None, *, on_stage: Any = None) -> list[Receipt]:
+def run_pipeline(module: Module, passes: Sequence[Pass], ctx: Context | None = None, *, on_stage: Any = None,
+                 check: Check | None = None) -> list[Receipt]:
     """Run passes in order, verifying after each; one receipt per pass.
 
-    on_stage: called with (index, pass, module, receipt) after each. Raises PassError when a pass that should change
-    something matched nothing.
+    on_stage: called with (index, pass, module, receipt) after each. check: also check that each pass keeps its contract.
+    Raises PassError when a pass that should change something matched nothing, ContractError for a broken contract.
     """
     ctx = ctx or Context()
     check_order(passes, module, has_calibration=ctx.calibration is not None)
     receipts: list[Receipt] = []
     for index, p in enumerate(passes):
-        receipt = run_pass(module, p, ctx)
+        receipt = run_pass(module, p, ctx, check=check)
         receipts.append(receipt)
         if on_stage is not None:
             on_stage(index, p, module, receipt)
     return receipts
 
 
-def run_pass(module: Module, p: Pass, ctx: Context) -> Receipt:
-    """Run one pass and verify what it left. Raises PassError when nothing matched and that is not normal for the pass."""
+def run_pass(module: Module, p: Pass, ctx: Context, *, check: Check | None = None) -> Receipt:
+    """Run one pass and verify what it left; with `check`, check its contract.
+
+    Raises PassError when nothing matched and that is not normal for the pass, ContractError when it broke its contract.
+    """
     before = measure(module)
     epoch, start = module.epoch, time.perf_counter()
     ctx.details = {}
-    sites = p.run(module, ctx)
+    ctx.applied = Counter()
+    done = Snapshot(module) if check is not None else None
+    try:
+        sites = p.run(module, ctx)
+    finally:
+        if done is not None:
+            done.close()
     seconds = time.perf_counter() - start
     if not sites and not p.may_match_nothing:
-        raise PassError(f"{p} matched nothing in this model", hint=f"see why with: ingot explain FILE.ir --pass {p.name}")
+        raise NothingMatched(str(p))
     verify(module)
+    if done is not None and check is not None:
+        ctx.step(0, 1, f"check {p.name}")
+        ctx.details.update(check_contract(p, done, ctx, check))
     facts = str(module.meta.get("facts", "")).split()
     if new := [f for f in p.establishes if f not in facts]:
         module.meta["facts"] = " ".join(facts + new)
     module.history.append(str(p))
     after = measure(module)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    details = dict(ctx.details) | ({"rules": dict(ctx.applied)} if ctx.applied else {})
     return Receipt(str(p), sites, module.epoch != epoch, before[0], after[0], before[1], after[1], before[2], after[2],
-                   seconds, memory, dict(ctx.details))
+                   seconds, memory, details)
 
 
 def measure(module: Module) -> tuple[int, int, int]:
-    """(ops, parameters, bytes) of a module; parameters count elements of floating and code tensors."""
+    """(ops, parameters, bytes) of a module; parameters count elements of floating and code tensors, scales left out."""
     consts = module.consts.values()
     return (sum(len(f.ops) for f in module.funcs.values()),
-            sum(c.type.size for c in consts if isinstance(c.type.size, int) and c.type.dtype.name not in ("i64", "bool")),
+            sum(c.type.size for c in consts if isinstance(c.type.size, int) and c.type.dtype.name not in ("i64", "bool")
+                and not any(isinstance(user, Dequantize) and user.packed is not c for user in c.users)),
             sum(c.weight.nbytes for c in consts))
