@@ -18,7 +18,7 @@ from ingot.ir.op import Op
 from ingot.ir.ops.creation import Full, Scalar
 from ingot.ir.ops.pointwise import Cast
 from ingot.ir.value import Const, Value
-from ingot.ir.weights import ArrayWeight
+from ingot.ir.weights import ArrayWeight, UnknownWeight
 
 Bindings = Mapping[str, Any]
 
@@ -40,21 +40,38 @@ class Elsewhere(NoMatch):
     """The rule is about something else: not even a near miss."""
 
 
+_MISTAKE = "!"
+"""The binding under which a forgiven mistake is kept: (reason, value)."""
+
+
 @dataclass
 class Trace:
-    """The furthest a match got: how many ops fitted, and what stopped it there (first, of several equally far)."""
+    """The furthest a match got: how many ops fitted, and what stopped it there (first, of several equally far).
+
+    forgiving: a match goes on after its first mistake, to see whether all else fits.
+    """
 
     matched: int = 0
     reason: str = ""
     value: Value | None = None
+    forgiving: bool = False
 
-    def stop(self, matched: int, reason: str, value: Value) -> None:
+    def stop(self, bound: Bindings, reason: str, value: Value) -> Iterator[Bindings]:
+        """Note a mistake; yields the bindings to go on with where it is forgiven."""
+        matched = len(ops_of(bound))
         if matched > self.matched or not self.reason:
             self.matched, self.reason, self.value = matched, reason, value
+        if self.forgiving and _MISTAKE not in bound:
+            yield {**bound, _MISTAKE: (reason, value)}
 
 
 class Pattern:
     """Base: `match` yields every way the pattern fits a value, as extended bindings."""
+
+    @property
+    def size(self) -> int:
+        """How many ops it takes, those looked past left out."""
+        return 0
 
     def match(self, value: Value, bound: Bindings, trace: Trace) -> Iterator[Bindings]:
         raise NotImplementedError
@@ -70,7 +87,8 @@ class V(Pattern):
         if bound.get(self.name, value) is value:
             yield {**bound, self.name: value}
         else:
-            trace.stop(len(ops_of(bound)), f"{self.name} is two different values", value)
+            for excused in trace.stop(bound, f"{self.name} is two different values", value):
+                yield {**excused, self.name: value}
 
 
 @dataclass(frozen=True)
@@ -83,10 +101,12 @@ class C(Pattern):
         source = value
         while source.op is not None and isinstance(source.op, Cast):
             source = source.op.x
-        if isinstance(source, Const) and bound.get(self.name, value) is value:
-            yield {**bound, self.name: value}
+        if not isinstance(source, Const):
+            yield from trace.stop(bound, f"{self.name} is {kind_of(value)}, not a weight", value)
+        elif bound.get(self.name, value) is not value:
+            yield from trace.stop(bound, f"{self.name} is two different weights", value)
         else:
-            trace.stop(len(ops_of(bound)), f"{self.name} is not a weight", value)
+            yield {**bound, self.name: value}
 
 
 @dataclass(frozen=True)
@@ -99,11 +119,12 @@ class S(Pattern):
     def match(self, value: Value, bound: Bindings, trace: Trace) -> Iterator[Bindings]:
         number = scalar_of(value)
         if number is None:
-            trace.stop(len(ops_of(bound)), f"{self.name or self.equals} is not a scalar constant", value)
+            wanted = f"the constant {self.equals}" if self.equals is not None else f"a scalar constant {self.name}".rstrip()
+            yield from trace.stop(bound, f"expected {wanted}, found {kind_of(value)}{unread(value)}", value)
         elif self.equals is not None and abs(number - self.equals) > 1e-8 * max(abs(self.equals), 1e-30):
-            trace.stop(len(ops_of(bound)), f"constant {number}, expected {self.equals}", value)
+            yield from trace.stop(bound, f"constant {number}, expected {self.equals}", value)
         elif self.name and bound.get(self.name, number) != number:
-            trace.stop(len(ops_of(bound)), f"{self.name} is two different numbers", value)
+            yield from trace.stop(bound, f"{self.name} is two different numbers", value)
         else:
             yield {**bound, self.name: number} if self.name else bound
 
@@ -120,34 +141,35 @@ class P(Pattern):
         self.bind = bind
         self.attrs = attrs
 
+    @property
+    def size(self) -> int:
+        return 1 + sum(pattern.size for pattern in self.operands)
+
     def match(self, value: Value, bound: Bindings, trace: Trace) -> Iterator[Bindings]:
         op = value.op
-        depth = len(ops_of(bound))
         if not isinstance(op, self.cls):
-            got = f"op {op.name}" if op is not None else "a weight" if isinstance(value, Const) else "a parameter"
             wanted = " or ".join(c.name or c.__name__ for c in self.cls)
-            trace.stop(depth, f"expected {wanted}, found {got}", value)
+            for excused in trace.stop(bound, f"expected {wanted}, found {kind_of(value)}", value):
+                alike = op is not None and len(op.operands) == len(self.operands)
+                yield from self._match_operands(op, excused, trace) if op is not None and alike else (excused,)
             return
-        for name, wanted in self.attrs.items():
-            have = getattr(op, name)
-            if not (wanted(have) if callable(wanted) else have == wanted):
-                trace.stop(depth, f"{op.name}.{name} is {have}", value)
-                return
-        found = {**bound, "": (*ops_of(bound), op)}
-        if self.bind:
-            found[self.bind] = op
-        if not self.operands:
-            yield found
-            return
-        operands = op.operands
-        if len(operands) != len(self.operands):
-            trace.stop(depth, f"{op.name} has {len(operands)} operands, expected {len(self.operands)}", value)
-            return
+        wrong = next((f"{op.name}.{name} is {getattr(op, name)}" for name, wanted in self.attrs.items()
+                      if not (wanted(getattr(op, name)) if callable(wanted) else getattr(op, name) == wanted)), None)
+        if wrong is None and self.operands and len(op.operands) != len(self.operands):
+            wrong = f"{op.name} has {len(op.operands)} operands, expected {len(self.operands)}"
+        for known in (bound,) if wrong is None else trace.stop(bound, wrong, value):
+            found = {**known, "": (*ops_of(known), op)}
+            if self.bind:
+                found[self.bind] = op
+            alike = bool(self.operands) and len(op.operands) == len(self.operands)
+            yield from self._match_operands(op, found, trace) if alike else (found,)
+
+    def _match_operands(self, op: Op, bound: Bindings, trace: Trace) -> Iterator[Bindings]:
         orders = [self.operands]
         if op.commutative:
             orders.append(self.operands[::-1])
         for order in orders:
-            yield from _match_all(order, operands, found, trace)
+            yield from _match_all(order, op.operands, bound, trace)
 
 
 @dataclass(frozen=True)
@@ -156,6 +178,10 @@ class Through(Pattern):
 
     inner: Pattern
     classes: tuple[type[Op], ...] = (Cast,)
+
+    @property
+    def size(self) -> int:
+        return self.inner.size
 
     def match(self, value: Value, bound: Bindings, trace: Trace) -> Iterator[Bindings]:
         yield from self.inner.match(value, bound, trace)
@@ -170,6 +196,10 @@ class Either(Pattern):
 
     def __init__(self, *options: Pattern) -> None:
         self.options = options
+
+    @property
+    def size(self) -> int:
+        return max(option.size for option in self.options)
 
     def match(self, value: Value, bound: Bindings, trace: Trace) -> Iterator[Bindings]:
         for option in self.options:
@@ -189,6 +219,22 @@ def ops_of(bound: Bindings) -> tuple[Op, ...]:
     """The ops matched so far, outermost first."""
     ops: tuple[Op, ...] = bound.get("", ())
     return ops
+
+
+def kind_of(value: Value) -> str:
+    """What a value is, in words: the op it comes from, a weight or a parameter."""
+    return f"op {value.op.name}" if value.op is not None else "a weight" if isinstance(value, Const) else "a parameter"
+
+
+def unread(value: Value) -> str:
+    """" (its numbers are not in the dump)" for a weight known by name only, behind casts and moves too; else nothing.
+
+    For reasons: a rule that asks for numbers cannot tell there.
+    """
+    while value.op is not None and value.op.name in ("cast", "reshape", "expand", "slice"):
+        value = value.op.operands[0]
+    unknown = isinstance(value, Const) and isinstance(value.weight, UnknownWeight)
+    return " (its numbers are not in the dump)" if unknown else ""
 
 
 def scalar_of(value: Value) -> float | None:
@@ -244,3 +290,13 @@ def matches(pattern: Pattern, op: Op) -> Iterator[Match]:
         raise NoMatch(str(error)) from None
     if not found:
         raise NoMatch(trace.reason, trace.value, matched=trace.matched)
+
+
+def nearest(pattern: Pattern, op: Op) -> NoMatch | None:
+    """What is wrong with an op that a pattern fits but for one mistake, of several ways the one with most ops; else None."""
+    trace = Trace(forgiving=True)
+    found = max(pattern.match(op.results[0], {}, trace), key=lambda bound: len(ops_of(bound)), default=None)
+    if found is None or _MISTAKE not in found:
+        return None
+    reason, value = found[_MISTAKE]
+    return NoMatch(reason, value, matched=len(ops_of(found)))

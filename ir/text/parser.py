@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -16,7 +16,7 @@ from lark.lexer import PatternStr
 
 import ingot.ir.ops  # noqa: F401  (registers the ops)
 from ingot.errors import IngotError, ParseError
-from ingot.ir.dims import Dim, Expr, floordiv, mod, sym, symbols
+from ingot.ir.dims import LARGEST, Dim, Expr, floordiv, mod, sym, symbols
 from ingot.ir.module import Func, Module
 from ingot.ir.op import OPS, Op
 from ingot.ir.types import DTYPES, TensorType
@@ -35,9 +35,12 @@ def parse_module(text: str, *, filename: str = "<text>") -> Module:
         tree = _lark().parse(text)
     except UnexpectedInput as error:
         raise _at(text, filename, error.line, error.column, _expectation(error)) from None
-    except _ZeroDivision as error:
-        raise _at(text, filename, error.token.line or 0, error.token.column or 0, "a dimension is divided by zero") from None
-    module = _Reader(text, filename).module(tree)
+    except _BadDim as error:
+        raise _at(text, filename, error.token.line or 0, error.token.column or 0, error.message) from None
+    try:
+        module = _Reader(text, filename).module(tree)
+    except RecursionError:
+        raise ParseError("a list in this text is nested too deeply", where=filename) from None
     if head and head[2]:
         module.history = split_pipeline(head[2])
     return module
@@ -73,12 +76,23 @@ def _at(text: str, filename: str, line: int, column: int, message: str) -> Parse
     return ParseError(f"{message}\n  {shown}\n  {caret}", where=f"{filename}:{line}:{column}")
 
 
-class _ZeroDivision(Exception):
-    """A dim divided by zero, at the operator's token."""
+class _BadDim(Exception):
+    """A dim that cannot be (divided by zero, too large), at the operator's token."""
 
-    def __init__(self, token: Token) -> None:
+    def __init__(self, token: Token, message: str) -> None:
         super().__init__()
         self.token = token
+        self.message = message
+
+
+def _dim(token: Token, make: Callable[[], Dim]) -> Dim:
+    try:
+        made = make()
+    except IngotError as error:
+        raise _BadDim(token, error.message) from None
+    if isinstance(made, int) and abs(made) >= LARGEST:
+        raise _BadDim(token, "a number of more than 63 bits")
+    return made
 
 
 @v_args(inline=True)
@@ -112,27 +126,26 @@ class _Literals(Transformer[Token, Any]):
     def sym(self, token: Token) -> Dim:
         return sym(str(token))
 
-    def add(self, a: Dim, b: Dim) -> Dim:
-        return a + b
+    def add(self, a: Dim, token: Token, b: Dim) -> Dim:
+        return _dim(token, lambda: a + b)
 
-    def sub(self, a: Dim, b: Dim) -> Dim:
-        return a - b
+    def sub(self, a: Dim, token: Token, b: Dim) -> Dim:
+        return _dim(token, lambda: a - b)
 
-    def mul(self, a: Dim, b: Dim) -> Dim:
-        return a * b
+    def mul(self, a: Dim, token: Token, b: Dim) -> Dim:
+        return _dim(token, lambda: a * b)
 
-    def neg(self, a: Dim) -> Dim:
+    def neg(self, token: Token, a: Dim) -> Dim:
         return -a
 
+    def pos(self, token: Token, a: Dim) -> Dim:
+        return a
+
     def floordiv(self, a: Dim, token: Token, b: Dim) -> Dim:
-        if b == 0:
-            raise _ZeroDivision(token)
-        return floordiv(a, b)
+        return _dim(token, lambda: floordiv(a, b))
 
     def mod(self, a: Dim, token: Token, b: Dim) -> Dim:
-        if b == 0:
-            raise _ZeroDivision(token)
-        return mod(a, b)
+        return _dim(token, lambda: mod(a, b))
 
     def type(self, dtype: Token, *dims: Any) -> TensorType:
         return TensorType(DTYPES[dtype], () if dims == (None,) else dims)

@@ -51,8 +51,8 @@ def _func(func: Func) -> list[str]:
     return [*lines, f"    return{shown}", "  }"]
 
 
-def print_op(op: Op, named: dict[Value, str] | None = None) -> str:
-    """One op as a line of text; without `named`, values print by their hints."""
+def print_op(op: Op, named: dict[Value, str] | None = None, *, with_loc: bool = True) -> str:
+    """One op as a line of text; without `named`, values print by their hints; the source line only `with_loc`."""
     args: list[str] = []
     positional = True
     for field in op.fields:
@@ -74,7 +74,7 @@ def print_op(op: Op, named: dict[Value, str] | None = None) -> str:
     if attrs:
         text += f" {{{', '.join(attrs)}}}"
     text += f" : {', '.join(str(r.type) for r in op.results)}"
-    return f"{text}  loc({json.dumps(op.loc)})" if op.loc else text
+    return f"{text}  loc({json.dumps(op.loc)})" if op.loc and with_loc else text
 
 
 def same(a: Any, b: Any) -> bool:

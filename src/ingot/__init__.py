@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 from ingot.errors import IngotError
 
 if TYPE_CHECKING:
+    from ingot.bisection import bisect
+    from ingot.changes import diff
     from ingot.compiler import compile, load, optimize
+    from ingot.explanation import explain
     from ingot.running import bench, evaluate, generate, stream
 
 __version__ = "0.1.0"
 
-_HOME = {"compile": "compiler", "load": "compiler", "optimize": "compiler",
+_HOME = {"compile": "compiler", "load": "compiler", "optimize": "compiler", "explain": "explanation", "diff": "changes",
+         "bisect": "bisection",
          "bench": "running", "evaluate": "running", "generate": "running", "stream": "running"}
 
 
@@ -31,4 +35,5 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"ingot.{_HOME[name]}"), name)
 
 
-__all__ = ["IngotError", "__version__", "bench", "compile", "evaluate", "generate", "load", "optimize", "stream"]
+__all__ = ["IngotError", "__version__", "bench", "bisect", "compile", "diff", "evaluate", "explain", "generate", "load",
+           "optimize", "stream"]

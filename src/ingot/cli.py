@@ -44,30 +44,43 @@ def main() -> None:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON record on stdout.")
+check = click.option("--check", is_flag=True, help="Check after every pass that it kept its contract.")
+repro = click.option("--repro", type=click.Path(path_type=Path), default="ingot-repro", show_default=True,
+                     help="Where --check writes down a broken contract.")
+plugins = click.option("--plugin", "plugin", multiple=True, metavar="MODULE",
+                       help="A module or .py file that defines passes; may be given several times.")
+adapter = click.option("--adapter", multiple=True, metavar="DIR",
+                       help="A LoRA adapter (PEFT directory) to merge first; may be given several times.")
 threads = click.option("--threads", type=click.IntRange(1), help="Threads within one operator [default: one per core].")
 
 
 @main.command("compile")
 @click.argument("model")
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The artifact directory to write.")
-@click.option("--target", type=click.Choice(["ort"]), default="ort", show_default=True)
+@click.option("--target", type=click.Choice(["ort", "triton"]), default="ort", show_default=True)
 @click.option("--recipe", help="A named pipeline; see `ingot passes` [default: fp32].")
 @click.option("--passes", help="A pipeline instead of a recipe: name,name{option=value ...},...")
+@adapter
 @click.option("--calib", type=click.Path(path_type=Path), help="Calibration text or token chunks (.npz) [default: a sample].")
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
 @click.option("--dump", type=click.Path(path_type=Path), help="Also write the text of every stage here.")
 @click.option("--opset-only", is_flag=True, help="Standard ONNX operators alone.")
-@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True, help="Floats of the graph.")
+@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="Floats of the graph [default: f32; bf16 for triton].")
+@check
+@repro
+@plugins
 @as_json
-def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str | None, calib: Path | None, force: bool,
-             dump: Path | None, opset_only: bool, dtype: str, as_json: bool) -> None:
+def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str | None, adapter: tuple[str, ...],
+             calib: Path | None, force: bool, dump: Path | None, opset_only: bool, dtype: str | None, check: bool, repro: Path,
+             plugin: tuple[str, ...], as_json: bool) -> None:
     """Compile MODEL (a checkpoint directory, a .gguf file, an .ir file, package.module:callable)."""
     from ingot.compiler import compile as run
     from ingot.progress import progress_bar
 
+    _load(plugin)
     with progress_bar("compile") as step:
-        made = run(model, out, target=target, recipe=recipe, passes=passes, calib=calib, force=force, dump=dump,
-                   opset_only=opset_only, dtype=dtype, progress=step)
+        made = run(model, out, target=target, recipe=recipe, passes=passes, adapter=adapter, calib=calib, force=force, dump=dump,
+                   opset_only=opset_only, dtype=dtype, check=check, repro=repro, progress=step)
     if as_json:
         click.echo(json.dumps(made.to_json()))
     else:
@@ -178,18 +191,30 @@ def import_(model: str, out: Path | None, dtype: str, no_weights: bool) -> None:
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--passes", required=True, help="Pipeline text: name,name{option=value ...},...")
+@adapter
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="[default: stdout]")
 @click.option("--receipts", is_flag=True, help="A table of what every pass did, on stderr.")
-def opt(file: Path, passes: str, out: Path | None, receipts: bool) -> None:
-    """Apply passes to the text of a module (- reads standard input)."""
+@check
+@repro
+@plugins
+def opt(file: Path, passes: str, adapter: tuple[str, ...], out: Path | None, receipts: bool, check: bool, repro: Path,
+        plugin: tuple[str, ...]) -> None:
+    """Apply passes to the text of a module (- reads standard input).
+
+    With --check, weights whose numbers are not in the text get random ones.
+    """
+    from ingot.compiler import optimize, with_adapters
     from ingot.dumps import read_dump
+    from ingot.ir.module import Module
     from ingot.ir.text import print_module
-    from ingot.passes.pipeline import parse_pipeline, run_pipeline
+    from ingot.passes.pipeline import check_order, parse_pipeline
     from ingot.report import receipt_table
 
-    pipeline = parse_pipeline(passes)
+    _load(plugin)
+    pipeline = with_adapters(parse_pipeline(passes), adapter)
+    check_order(pipeline, Module(), has_calibration=True)
     module = read_dump(file)
-    done = run_pipeline(module, pipeline)
+    done = optimize(module, pipeline, check=check, repro=repro)
     _write(print_module(module), out)
     if receipts:
         click.echo(receipt_table(done), err=True)
@@ -200,13 +225,20 @@ def opt(file: Path, passes: str, out: Path | None, receipts: bool) -> None:
 @click.option("--after", help="The stage of an artifact after this pass (import for the traced graph).")
 @click.option("--stats", is_flag=True, help="Counts instead of text.")
 @click.option("--receipts", is_flag=True, help="What every pass of an artifact did.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write all stages as one page: graph, text, changes, plots.")
 @as_json
-def show(path: Path, after: str | None, stats: bool, receipts: bool, as_json: bool) -> None:
+def show(path: Path, after: str | None, stats: bool, receipts: bool, html: Path | None, as_json: bool) -> None:
     """Read the dump of an artifact or of an .ir file."""
     from ingot.dumps import dump_text, read_receipts, statistics
     from ingot.report import receipt_table, statistics_table
 
-    if receipts:
+    if html is not None:
+        from ingot.html.page import write_page
+
+        if after or stats or receipts or as_json:
+            raise click.UsageError("--html shows all stages with their receipts; leave --after, --stats, --receipts, --json out")
+        click.echo(f"{html}: {write_page(path, html) / 1e6:.2f} MB", err=True)
+    elif receipts:
         found = read_receipts(path)
         click.echo(json.dumps([r.to_json() for r in found]) if as_json else receipt_table(found))
     elif stats:
@@ -217,12 +249,97 @@ def show(path: Path, after: str | None, stats: bool, receipts: bool, as_json: bo
 
 
 @main.command()
-@click.argument("name", required=False)
+@click.argument("before")
+@click.argument("after", required=False)
+@click.option("--after", "stage", help="Compare both artifacts as they were after this pass.")
+@click.option("--from", "from_", help="The earlier stage of one artifact: a pass (its last run), or as 09-dce "
+              "[default: import].")
+@click.option("--to", help="The later stage of it [default: its end].")
+@click.option("--full", is_flag=True, help="Every change of every layer, not one line for equal ones.")
+@click.option("--color/--no-color", default=None, help="[default: colours on a terminal]")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 when there are differences.")
 @as_json
-def passes(name: str | None, as_json: bool) -> None:
+def diff(before: str, after: str | None, stage: str | None, from_: str | None, to: str | None, full: bool, color: bool | None,
+         exit_code: bool, as_json: bool) -> None:
+    """What changed from BEFORE to AFTER: dumps, artifacts, ARTIFACT@STAGE, or two stages of one artifact.
+
+    Values are matched by how they are connected, not by their names. Numbers of weights are not in dumps.
+    """
+    from ingot.changes import diff as run
+    from ingot.report import diff_text
+
+    if (after is None) == (from_ is None and to is None) or (stage is not None and after is None):
+        raise click.UsageError("give two things to compare, or one artifact with --from STAGE and --to STAGE")
+    if after is None:
+        before, after = f"{before}@{from_ or 'import'}", f"{before}@{to}" if to else before
+    elif stage is not None:
+        before, after = f"{before}@{stage}", f"{after}@{stage}"
+    found = run(before, after)
+    styles: dict[str, dict[str, Any]] = {"removed": {"fg": "red"}, "added": {"fg": "green"}, "changed": {"fg": "yellow"},
+                                         "title": {"bold": True}, "times": {"fg": "cyan"}}
+    click.echo(json.dumps(found.to_json()) if as_json else
+               diff_text(found, full=full, paint=lambda text, kind: click.style(text, **styles[kind])), color=color)
+    if exit_code and not found.equal:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--passes", help="The pipeline to search; not for a repro.")
+@click.option("--metric", type=click.Choice(["relative", "max-abs", "kl", "top1"]), default="relative", show_default=True,
+              help="How the outputs are compared with those of the traced model.")
+@click.option("--limit", type=float, help="The greatest error (for top1 the least share) that is right [default: 0.001; 0.99].")
+@click.option("--calib", type=click.Path(path_type=Path), help="Text or token chunks (.npz) to compare on [default: a sample].")
+@plugins
+@as_json
+def bisect(model: str, passes: str | None, metric: str, limit: float | None, calib: Path | None, plugin: tuple[str, ...],
+           as_json: bool) -> None:
+    """Find the first pass, and the first value in it, that makes MODEL wrong; or replay a repro of --check.
+
+    Exits with 1 when a repro is still wrong.
+    """
+    from ingot.bisection import bisect as run
+    from ingot.bisection import replay
+    from ingot.passes.repro import is_repro
+    from ingot.progress import progress_bar
+
+    _load(plugin)
+    if is_repro(Path(model)):
+        done = replay(model)
+        click.echo(json.dumps(done.to_json()) if as_json else str(done))
+        sys.exit(1 if done.wrong else 0)
+    if passes is None:
+        raise click.UsageError("give the pipeline to search with --passes, or the directory of a repro")
+    with progress_bar("bisect") as step:
+        found = run(model, passes, metric=metric, limit=limit, calib=calib, progress=step)
+    click.echo(json.dumps(found.to_json()) if as_json else str(found))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--pass", "passes", required=True, help="The pass, with its options; or a pipeline that ends in it.")
+@click.option("--after", help="The stage of an artifact to look at [default: what its own run of the pass began with].")
+@plugins
+@as_json
+def explain(path: Path, passes: str, after: str | None, plugin: tuple[str, ...], as_json: bool) -> None:
+    """Why a pass did or did not apply to a dump (an .ir file, - for standard input, an artifact): its near misses."""
+    from ingot.explanation import explain as run
+
+    _load(plugin)
+    found = run(path, passes, after=after)
+    click.echo(json.dumps(found.to_json()) if as_json else str(found))
+
+
+@main.command()
+@click.argument("name", required=False)
+@plugins
+@as_json
+def passes(name: str | None, plugin: tuple[str, ...], as_json: bool) -> None:
     """List passes and recipes, or describe one pass: its options and its contract."""
+    from ingot.passes.plugins import load_plugins
     from ingot.report import describe_pass, pass_records, pass_table
 
+    load_plugins(plugin)
     if as_json:
         click.echo(json.dumps(pass_records(name)))
     else:
@@ -239,6 +356,14 @@ def export(artifact: Path, format_: str, out: Path, force: bool) -> None:
     from ingot.compiler import export as run
 
     run(artifact, out, format=format_, force=force)
+
+
+def _load(plugin: tuple[str, ...]) -> None:
+    """Register the passes of plugins. Installed ones are found without, once a pipeline names one."""
+    if plugin:
+        from ingot.passes.plugins import load_plugins
+
+        load_plugins(plugin)
 
 
 def _write(text: str, out: Path | None) -> None:

@@ -6,7 +6,8 @@ import gzip
 import json
 import shutil
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,24 +15,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ingot
-from ingot.errors import ArtifactError, IngotError
+from ingot.errors import ArtifactError, IngotError, PassError
 from ingot.ir.copy import copy_module
 from ingot.ir.dims import Expr
 from ingot.ir.module import Module
+from ingot.ir.stand_in import stand_in
 from ingot.ir.text import print_module
 from ingot.ir.value import Value
 from ingot.passes.base import Context, Pass
+from ingot.passes.contract import Check
 from ingot.passes.float_kv_cache import FloatKvCache
+from ingot.passes.merge_lora import MergeLora
 from ingot.passes.pipeline import Receipt, check_order, parse_pipeline, run_pipeline
 from ingot.passes.recipes import recipe as recipe_text
 from ingot.runtime.artifact import ArtifactWriter
 from ingot.runtime.bench import peak_rss
 from ingot.runtime.manifest import Manifest, Port
+from ingot.runtime.prefill import prefill_weights
 
 if TYPE_CHECKING:
     from ingot.runtime.evaluate import Logits
 
 Step = Callable[[int, int, str], None]
+
+REPRO = "ingot-repro"
+"""Where a broken contract is written down unless told otherwise."""
 
 PREFILL_FROM = 4
 """Fewest rows (sequences times tokens) at which the int8 graph beats the 4-bit one."""
@@ -52,13 +60,40 @@ def load(model: str | Path, *, dtype: str = "f32", weights: bool = True) -> Modu
     return frontend_load(model, dtype=dtype, weights=weights)
 
 
-def optimize(module: Module, passes: str | list[Pass], *, progress: Step | None = None) -> list[Receipt]:
+def optimize(module: Module, passes: str | list[Pass], *, check: bool = False, repro: str | Path | None = REPRO,
+             progress: Step | None = None) -> list[Receipt]:
     """Run a pipeline (text or passes) over a module in place; one receipt per pass.
 
-    Raises PassError for an unknown pass or option, an impossible order, or a pass that matched nothing.
+    check: check after every pass that it kept its contract; weights without numbers get random ones. repro: the directory
+    below which a broken contract is written down, None for nowhere. Raises PassError for an unknown pass or option, an
+    impossible order, or a pass that matched nothing, ContractError for a broken contract.
     """
     pipeline = parse_pipeline(passes) if isinstance(passes, str) else passes
-    return run_pipeline(module, pipeline, Context(progress=progress))
+    if check:
+        stand_in(module)
+    return run_pipeline(module, pipeline, Context(progress=progress), check=_check(check, repro))
+
+
+def with_adapters(pipeline: list[Pass], adapter: str | Path | Sequence[str | Path]) -> list[Pass]:
+    """A pipeline that first merges the adapters in one or several directories (`merge-lora`); itself when there are none.
+
+    Raises PassError for a path that pipeline text cannot carry.
+    """
+    paths = [adapter] if isinstance(adapter, str | Path) else adapter
+    return [MergeLora(tuple(map(str, paths))), *pipeline] if paths else pipeline
+
+
+def _check(check: bool, repro: str | Path | None) -> Check | None:
+    return Check(repro=Path(repro) if repro is not None else None) if check else None
+
+
+def calibration(model: str | Path | None, module: Module, *, text: str | Path | None) -> list[np.ndarray]:
+    """Calibration batches for a module and what it was loaded from, if anything; see `calibration_chunks`."""
+    from ingot.calibration import calibration_chunks
+
+    limit = min(512, int(module.meta.get("context", 512)))
+    directory = _checkpoint_directory(Path(model).expanduser()) if model is not None else None
+    return calibration_chunks(directory, text=text, context=limit)
 
 
 @dataclass(frozen=True)
@@ -78,35 +113,40 @@ class Compiled:
 
 
 def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: str | None = None, passes: str | None = None,
-            calib: str | Path | None = None, force: bool = False, dump: str | Path | None = None, opset_only: bool = False,
-            dtype: str = "f32", progress: Step | None = None) -> Compiled:
+            adapter: str | Path | Sequence[str | Path] = (), calib: str | Path | None = None, force: bool = False,
+            dump: str | Path | None = None, opset_only: bool = False, dtype: str | None = None, check: bool = False,
+            repro: str | Path | None = REPRO, progress: Step | None = None) -> Compiled:
     """Compile a model into an artifact directory.
 
-    recipe: a named pipeline (fp32 when neither it nor `passes` is given). calib: text or token chunks for passes that
-    calibrate (a small sample that comes with ingot, when not given). dump: a directory that also gets the text of
-    every stage. opset_only: standard ONNX operators alone. A killed or failing run leaves an existing artifact as it was.
+    target: ort (ONNX Runtime on the CPU) or triton (kernels for a GPU). recipe: a named pipeline (fp32 when neither it nor
+    `passes` is given). dtype: floating type of the graph; f32 for ort and bf16 for triton when not given. adapter: see
+    `with_adapters`. calib: text or token chunks for passes that calibrate (a small sample that comes with ingot, when not
+    given). dump: a directory that also gets the text of every stage. opset_only: standard ONNX operators alone. check, repro:
+    see `optimize`. A killed or failing run leaves an existing artifact as it was.
     Raises IngotError; see `load` and `optimize`.
     """
     if recipe is not None and passes is not None:
         raise IngotError("give a recipe or a pipeline, not both")
-    if target != "ort":
-        raise IngotError(f"unknown target {target}", hint="targets: ort")
-    pipeline = parse_pipeline(passes) if passes is not None else None
-    check_order(pipeline or parse_pipeline(recipe_text(recipe or "fp32")), Module(), has_calibration=True)
+    if target not in ("ort", "triton"):
+        raise IngotError(f"unknown target {target}", hint="targets: ort, triton")
+    pipeline = with_adapters(parse_pipeline(passes), adapter) if passes is not None else None
+    check_order(pipeline or with_adapters(parse_pipeline(recipe_text(recipe or "fp32")), adapter), Module(), has_calibration=True)
     start = time.perf_counter()
     with ArtifactWriter(out, force=force) as writer:
         step = progress or (lambda done, total, what: None)
         step(0, 1, "trace")
-        module = load(model, dtype=dtype)
+        module = load(model, dtype=dtype or ("bf16" if target == "triton" else "f32"))
         kind = str(module.meta.get("kind", "other"))
         if pipeline is None:
-            pipeline = parse_pipeline(recipe_text(recipe or "fp32", kind=kind))
+            pipeline = with_adapters(parse_pipeline(recipe_text(recipe or "fp32", kind=kind)), adapter)
         context = Context(progress=progress)
-        if any("calibration" in p.requires() for p in pipeline):
-            from ingot.calibration import calibration_chunks
-
-            limit = min(512, int(module.meta.get("context", 512)))
-            context.calibration = calibration_chunks(_checkpoint_directory(Path(model).expanduser()), text=calib, context=limit)
+        needed = any("calibration" in p.requires() for p in pipeline)
+        if needed or check:
+            try:
+                context.calibration = calibration(model, module, text=calib)
+            except PassError:
+                if needed or calib is not None:
+                    raise
         check_order(pipeline, module, has_calibration=context.calibration is not None)
         stages = _Stages(writer, Path(dump) if dump is not None else None)
         stages.add("import", module)
@@ -116,15 +156,26 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
             stages.add(p.name, module)
             step(index + 1, total, p.name)
 
-        receipts = run_pipeline(module, pipeline, context, on_stage=on_stage)
+        receipts = run_pipeline(module, pipeline, context, on_stage=on_stage, check=_check(check, repro))
+        writer.path("receipts.json").write_text(json.dumps([r.to_json() for r in receipts], indent=1) + "\n", encoding="utf-8")
+        _copy_companions(model, writer)
+        manifest = _manifest(module, recipe, pipeline, stages.names, str(model))
+        if target == "triton":
+            from ingot.triton_target import FILES
+            from ingot.triton_target import write as write_triton
+
+            write_triton(module, writer.root)
+            manifest = writer.finish(replace(manifest, target="triton", **FILES))  # type: ignore[arg-type]
+            return Compiled(Path(out), manifest, receipts, time.perf_counter() - start, peak_rss())
         from ingot.backends.onnx.writer import write
 
         names = [output_name(module, i) for i in range(len(module.main.returns))]
         written = write(module, writer.root, opset_only=opset_only, progress=progress, output_names=names,
-                        prefill=_for_prefill(module) if kind == "decoder" else None)
-        writer.path("receipts.json").write_text(json.dumps([r.to_json() for r in receipts], indent=1) + "\n", encoding="utf-8")
-        _copy_companions(model, writer)
-        manifest = _manifest(module, recipe, pipeline, stages.names, str(model))
+                        prefill=_for_prefill(module) if kind == "decoder" else None, compact=True)
+        for name, size in written.decoded.items():
+            warnings.warn(f"{name} is a format for storage here: no kernel multiplies it, so its weights are decoded to floats "
+                          f"when the artifact is loaded, {size / 1e6:,.1f} MB in memory", stacklevel=2)
+        manifest = replace(manifest, graph_weights=written.graph_weights)
         if written.prefill is not None:
             manifest = replace(manifest, prefill_graph=written.prefill.name, prefill_from=PREFILL_FROM,
                                prefill_weights=written.prefill_weights, prefill_steps=written.cache_steps)
@@ -245,6 +296,9 @@ def export(artifact: str | Path, out: str | Path, *, format: str, force: bool = 
         for name in (manifest.graph, manifest.weights, *COMPANIONS):
             if (Path(artifact) / name).is_file():
                 shutil.copyfile(Path(artifact) / name, aside / name)
+        with prefill_weights(manifest.graph_weights, Path(artifact) / manifest.weights) as made:
+            if made is not None:
+                shutil.copytree(made, aside, dirs_exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
     except OSError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
+
 
 class IngotError(Exception):
     """Base of every error a user may see; printed on one screen, without a traceback.
@@ -41,11 +44,40 @@ class UnsupportedOp(IngotError):
 
 
 class PassError(IngotError):
-    """A pass that cannot run: impossible options, wrong order, nothing matched."""
+    """A pass that cannot run: impossible options, wrong order, nothing matched.
+
+    op: the op of the graph it is about, where there is one.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, where: str | None = None, op: object = None) -> None:
+        super().__init__(message, hint=hint, where=where)
+        self.op = op
 
 
-class ContractError(IngotError):
-    """A pass that broke what it promises."""
+class NothingMatched(PassError):
+    """A pass that should change something found nothing in the module. stage: the pass as pipeline text."""
+
+    def __init__(self, stage: str) -> None:
+        command = f"ingot explain FILE.ir --pass {shlex.quote(stage)}"
+        super().__init__(f"{stage} matched nothing in this model", hint=f"see why with: {command} (FILE.ir: the stage before it)")
+
+
+class ContractError(PassError):
+    """A pass that broke what it promises.
+
+    stage: the pass as pipeline text. value: the first value that went wrong, as printed after the pass. index: where in it;
+    before, after: the numbers there (NaN without an index).
+    """
+
+    def __init__(self, message: str, *, stage: str, value: str | None = None, index: tuple[int, ...] | None = None,
+                 before: float = float("nan"), after: float = float("nan"), where: str | None = None,
+                 hint: str | None = None) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.stage = stage
+        self.value = value
+        self.index = index
+        self.before = before
+        self.after = after
 
 
 class ArtifactError(IngotError):
@@ -54,3 +86,10 @@ class ArtifactError(IngotError):
 
 class GenerateError(IngotError):
     """A request the runtime cannot serve: prompt longer than the context, unknown option."""
+
+
+def listed(names: Iterable[str], *, most: int = 8) -> str:
+    """The first few of many names, and how many there are besides, for a message."""
+    ordered = sorted(names)
+    rest = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + rest

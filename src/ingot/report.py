@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
 from ingot.runtime.evaluate import Comparison, Perplexity
 
 if TYPE_CHECKING:
+    from ingot.changes import Diff, Totals
     from ingot.passes.pipeline import Receipt
 
 
@@ -33,10 +34,60 @@ def size(n: float) -> str:
 
 
 def receipt_table(receipts: Sequence[Receipt]) -> str:
-    """One line per pass: sites, ops, parameters, bytes, seconds."""
+    """One line per pass: sites, ops, parameters, bytes, seconds, peak memory, the error where one was measured; then totals."""
+    from ingot.passes.pipeline import Receipt
+
+    if not receipts:
+        return "no passes were run"
+    first, last = receipts[0], receipts[-1]
+    total = Receipt("total", sum(r.sites for r in receipts), any(r.changed for r in receipts), first.ops_before, last.ops_after,
+                    first.parameters_before, last.parameters_after, first.bytes_before, last.bytes_after,
+                    sum(r.seconds for r in receipts), max(r.memory for r in receipts))
     rows = [(r.stage, r.sites, f"{r.ops_before} -> {r.ops_after}", f"{r.parameters_after / 1e6:.1f} M",
-             f"{size(r.bytes_before)} -> {size(r.bytes_after)}", f"{r.seconds:.2f}") for r in receipts]
-    return table(("pass", "sites", "ops", "parameters", "weights", "seconds"), rows)
+             f"{size(r.bytes_before)} -> {size(r.bytes_after)}", f"{r.seconds:.2f}", size(r.memory), error_text(r.details))
+            for r in (*receipts, total)]
+    header = ("pass", "sites", "ops", "parameters", "weights", "seconds", "peak memory", "error")
+    measured = any(row[-1] for row in rows)
+    return table(header if measured else header[:-1], rows if measured else [row[:-1] for row in rows])
+
+
+def error_text(details: Mapping[str, Any]) -> str:
+    """What a lossy pass cost, from the entry `error` of its receipt: a number, or several by name (kl, top1, ...)."""
+    error = details.get("error")
+    if isinstance(error, Mapping):
+        return ", ".join(f"{name} {value:.3g}" for name, value in error.items() if isinstance(value, int | float))
+    return f"{error:.3g}" if isinstance(error, int | float) else ""
+
+
+def diff_text(diff: Diff, *, full: bool = False, paint: Callable[[str, str], str] = lambda text, kind: text) -> str:
+    """The changes of a diff, a line each, equal ones of several layers as one unless `full`.
+
+    paint: gives a text the colour of its kind: removed, added, changed, title or times.
+    """
+    if diff.equal:
+        other = "".join(f"\n  {old} is now {new}" for old, new in diff.renamed)
+        return paint("no difference", "title") + (f" but in names:{other}" if other else "")
+    lines = [paint(f"--- {_totals(diff.before)}", "removed"), paint(f"+++ {_totals(diff.after)}", "added")]
+    folds = diff.unfolded() if full else diff.folded()
+    for subject in dict.fromkeys(fold.first.subject for fold in folds):
+        counts = dict.fromkeys(("removed", "added", "changed"), 0)
+        shown: list[str] = []
+        for fold in folds:
+            if fold.first.subject == subject:
+                counts[fold.first.kind] += fold.count
+                shown.append(paint(fold.first.line, fold.first.kind) + (fold.times and paint(f"   {fold.times}", "times")))
+        counted = ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n)
+        lines += ["", paint(f"{TITLES[subject]}: {counted}", "title"), *shown]
+    return "\n".join(lines)
+
+
+TITLES = {"func": "funcs", "op": "ops", "type": "types of results, as they follow", "weight": "weights", "param": "parameters",
+          "return": "returns", "dim": "dims", "meta": "facts"}
+"""What the kinds of changes in a diff are called."""
+
+
+def _totals(totals: Totals) -> str:
+    return f"{totals.name}: {totals.ops:,} ops, {totals.parameters / 1e6:.1f} M parameters, {size(totals.bytes)}"
 
 
 def evaluation_table(results: Mapping[str, Perplexity | Comparison]) -> str:

@@ -12,9 +12,18 @@ from ingot.runtime.bench import bench as _bench
 from ingot.runtime.evaluate import Comparison, Logits, Perplexity, compare, load_chunks, perplexity
 from ingot.runtime.generate import GenerateOptions, Generation, Prompt
 from ingot.runtime.generate import stream as _stream
-from ingot.runtime.manifest import MANIFEST
+from ingot.runtime.manifest import MANIFEST, Manifest
 from ingot.runtime.session import Session
 from ingot.runtime.tokenizer import Tokenizer, read_json
+
+
+def open_session(artifact: Path | str, *, threads: int | None = None) -> Session:
+    """The session of an artifact, for whichever target it was compiled."""
+    if Manifest.load(artifact).target == "triton":
+        from ingot.triton_session import TritonSession
+
+        return TritonSession.open(artifact, threads=threads)
+    return Session.open(artifact, threads=threads)
 
 
 def stream(artifact: Path | str, prompts: Sequence[Prompt], *, threads: int | None = None, **options: Any) -> Generation:
@@ -23,7 +32,7 @@ def stream(artifact: Path | str, prompts: Sequence[Prompt], *, threads: int | No
     options: fields of GenerateOptions and SamplingOptions (max_new_tokens, temperature, top_k, seed, stop, ...); what
     is not given comes from the model's generation_config.json.
     """
-    session = Session.open(artifact, threads=threads)
+    session = open_session(artifact, threads=threads)
     texts = any(not (isinstance(p, list | tuple) and p and isinstance(p[0], int)) for p in prompts)
     tokenizer = Tokenizer.open(artifact) if texts or (Path(artifact) / "tokenizer.json").exists() else None
     return _stream(session, tokenizer, prompts, GenerateOptions.for_artifact(artifact, **options))
@@ -53,7 +62,7 @@ def evaluate(artifact: Path | str, text: Path | str, *, against: Path | str | No
     KL divergence and top-1 agreement. chunks: use only so many of each domain. The last entry, `all`, is over everything."""
     import numpy as np
 
-    session = Session.open(artifact, threads=threads)
+    session = open_session(artifact, threads=threads)
     tokenizer = Tokenizer.open(artifact) if not str(text).endswith(".npz") else None
     domains = {name: ids[:chunks] for name, ids in load_chunks(text, tokenizer=tokenizer, context=context).items()}
     reference = _logits_of(against, threads=threads) if against is not None else None
@@ -83,7 +92,7 @@ def evaluate(artifact: Path | str, text: Path | str, *, against: Path | str | No
 def _logits_of(model: Path | str, *, threads: int | None) -> Logits:
     """The logits of another artifact, or of a model through the torch executor."""
     if (Path(model) / MANIFEST).exists():
-        return Session.open(model, threads=threads).logits
+        return open_session(model, threads=threads).logits
     from ingot.compiler import reference_logits
 
     return reference_logits(model)
@@ -91,7 +100,7 @@ def _logits_of(model: Path | str, *, threads: int | None) -> Logits:
 
 def bench(artifact: Path | str, *, threads: int | None = None, **options: Any) -> BenchResult:
     """Prefill and decode speed; options as in `ingot.runtime.bench.bench`."""
-    session = Session.open(artifact, threads=threads)
+    session = open_session(artifact, threads=threads)
     if session.manifest.kind != "decoder":
         raise GenerateError(f"this artifact is of kind {session.manifest.kind}; only decoders are benchmarked")
     return _bench(session, **options)

@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ingot.ir.formats.grid import NORMAL_FLOAT
+from ingot.ir.formats.scaling import dynamic_map
 from ingot.ir.interpret import run
 from ingot.ir.op import OPS, Op
 from ingot.testing import Example, difference, examples, sizes_for
@@ -71,14 +73,21 @@ def _take(o: Any, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1:])
 
 
-def _dequantize(o: Any, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
-    middle = {"int4": 8, "int3": 4}[o.format]
+def _dequantize(o: Any, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None,
+                tensor_scale: torch.Tensor | None, offset: torch.Tensor | None) -> torch.Tensor:
+    middle = {"int8": 128, "int4": 8, "int3": 4, "nvfp4": 0, "nf4": None}[o.format]
     rows, size = packed.shape
     out = torch.empty(rows, size, dtype=torch.float64)
     for r in range(rows):
         for i in range(size):
-            g = i // o.group
-            out[r, i] = (packed[r, i] - (middle if zero is None else zero[r, g])) * scale[r, g]
+            g, row = i // o.group, r if len(scale) > 1 else 0
+            step = float(scale[row, g]) if offset is None else float(dynamic_map()[int(scale[row, g])])
+            if tensor_scale is not None:
+                step = step * (tensor_scale[(row * scale.shape[1] + g) // 256] if tensor_scale.ndim else tensor_scale)
+            step = step if offset is None else step + offset
+            value = NORMAL_FLOAT[int(packed[r, i])] if middle is None else packed[r, i] - (
+                middle if zero is None else zero[row, g])
+            out[r, i] = float(value) * float(step)
     return out
 
 

@@ -15,8 +15,9 @@ from ingot.ir.ops.creation import Full, Scalar
 from ingot.ir.ops.layout import Transpose
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.ops.norm import RmsNorm
-from ingot.ir.ops.pointwise import Add, Cast, Clamp, Mul, Neg, Relu, Sigmoid, Silu, Sub
-from ingot.ir.pattern import C, Either, Match, NoMatch, P, Pattern, S, Through, V, match, scalar_of
+from ingot.ir.ops.pointwise import Add, Cast, Clamp, Mul, Neg, Relu, Rsqrt, Sigmoid, Silu, Sub
+from ingot.ir.ops.reduce import Mean
+from ingot.ir.pattern import C, Either, Match, NoMatch, P, Pattern, S, Through, V, match, nearest, scalar_of
 from ingot.ir.rewrite import Miss, Rule, rewrite
 from ingot.ir.text import parse_module, print_module
 from ingot.ir.types import TensorType, bf16, bool_, f32, i64
@@ -77,8 +78,8 @@ def test_one_name_is_one_value() -> None:
     (P(Neg, P((Relu, Silu), V("x"))), "%y = neg(%x) : f32[4]", "expected relu or silu, found a parameter", "x"),
     (P(Clamp, V("x"), least=0.0), "%y = clamp(%x) {least = 1.0} : f32[4]", "clamp.least is 1.0", "y"),
     (P(RmsNorm, V("x"), V("w")), "%y = rms_norm(%x) : f32[4]", "rms_norm has 1 operands, expected 2", "y"),
-    (P(Mul, C("w"), C("w")), "%y = mul(%x, @w) : f32[4]", "w is not a weight", "x"),
-    (P(Mul, V("x"), S("s")), "%y = mul(%x, @w) : f32[4]", "s is not a scalar constant", "w"),
+    (P(Mul, C("w"), C("w")), "%y = mul(%x, @w) : f32[4]", "w is a parameter, not a weight", "x"),
+    (P(Mul, V("x"), S("s")), "%y = mul(%x, @w) : f32[4]", "expected a scalar constant s, found a weight", "w"),
     (P(Mul, V("x"), S(equals=0.5)), "%h = scalar() {value = 0.25} : f32[]\n%y = mul(%x, %h) : f32[4]",
      "constant 0.25, expected 0.5", "h"),
 ])
@@ -94,6 +95,37 @@ def test_the_miss_is_the_furthest_one() -> None:
     pattern = Either(P(Neg, P(Relu, P(Sigmoid, V("x")))), P(Neg, P(Silu, V("x"))))
     miss = why(pattern, last("%r = relu(%x) : f32[4]\n%y = neg(%r) : f32[4]"))
     assert miss.reason == "expected sigmoid, found a parameter"
+
+
+NORM: Pattern = P(Mul, V("x"), P(Rsqrt, P(Add, P(Mean, P(Mul, V("x"), V("x")), keep=True), S("eps", equals=0.5))))
+WRITTEN = """%s = mul(%x, %x) : f32[4]
+    %m = mean(%s) {axis = [0], keep = true} : f32[1]
+    %e = scalar() {value = 0.5} : f32[]
+    %a = add(%m, %e) : f32[1]
+    %r = rsqrt(%a) : f32[1]
+    %y = mul(%x, %r) : f32[4]"""
+
+
+@pytest.mark.parametrize(("old", "new", "matched", "reason", "about"), [
+    ("%r = rsqrt", "%r = sqrt", 4, "expected rsqrt, found op sqrt", "r"),
+    ("%s = mul(%x, %x)", "%s = mul(%z, %z)", 5, "x is two different values", "z"),
+    ("mul(%x, %r)", "mul(%z, %r)", 5, "x is two different values", "x"),
+    ("value = 0.5", "value = 0.25", 5, "constant 0.25, expected 0.5", "e"),
+    ("= mean(%s)", "= sum(%s)", 4, "expected mean, found op sum", "m"),
+])
+def test_nearest_forgives_one_mistake(old: str, new: str, matched: int, reason: str, about: str) -> None:
+    """What else fits is counted on both sides of it."""
+    miss = nearest(NORM, last(WRITTEN.replace(old, new)))
+    assert miss is not None
+    assert (miss.matched, miss.reason, miss.value and miss.value.hint) == (matched, reason, about)
+
+
+def test_nearest_forgives_one_mistake_only() -> None:
+    assert NORM.size == 5
+    assert nearest(NORM, last(WRITTEN)) is None
+    two = nearest(NORM, last(WRITTEN.replace("rsqrt", "sqrt").replace("= mean", "= sum")))
+    assert two is not None
+    assert two.matched == 1
 
 
 def test_through_looks_past_ops() -> None:

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import find, given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from ingot.ir.interpret import run
 from ingot.ir.module import Module
+from ingot.ir.op import Op
 from ingot.ir.ops.layout import Transpose
 from ingot.ir.ops.pointwise import Neg
-from ingot.ir.text import parse_module
+from ingot.ir.text import parse_module, print_module
 from ingot.ir.verify import verify
-from ingot.testing import assert_exact, copy_module, difference, examples, graphs, inputs_for, sizes_for
+from ingot.passes.base import Context, Pass
+from ingot.passes.insert_kv_cache import InsertKvCache
+from ingot.passes.pipeline import check_order, parse_pipeline
+from ingot.passes.quantize import Quantize
+from ingot.testing import (
+    Decoder,
+    assert_exact,
+    copy_module,
+    decoder_plans,
+    decoders,
+    difference,
+    examples,
+    graphs,
+    inputs_for,
+    options_of,
+    pipelines,
+    sizes_for,
+)
 
 
 @given(graphs(), st.integers(0, 99))
@@ -43,11 +62,134 @@ def test_random_modules_reach_most_ops() -> None:
     assert wanted <= set(seen)
 
 
+SEARCH = settings(max_examples=2000, database=None, derandomize=True)
+
+
 def test_failures_shrink_to_a_few_lines() -> None:
-    module = find(graphs(), lambda m: any(isinstance(op, Transpose) for op in m.ops),
-                  settings=settings(max_examples=2000, database=None, derandomize=True))
+    module = find(graphs(), lambda m: any(isinstance(op, Transpose) for op in m.ops), settings=SEARCH)
     assert len(module.main.ops) <= 2
     assert len(module.main.params) <= 2
+    assert len(print_module(module).splitlines()) < 15
+
+
+@pytest.mark.parametrize(("raw", "wanted"), [
+    (False, lambda op: op.name == "attention" and op.window == 3 and op.heads[0] > op.heads[1]),
+    (True, lambda op: op.name == "tanh"),
+])
+def test_failing_decoders_shrink_to_the_parts_that_matter(raw: bool, wanted: Callable[[Op], bool]) -> None:
+    module = find(decoders(raw=raw), lambda m: any(map(wanted, m.ops)), settings=SEARCH)
+    assert len(print_module(module).splitlines()) <= 45
+    assert sum(op.name == "embedding" for op in module.ops) == 1
+    assert sum(op.name == "attention" for op in module.ops) == 1
+
+
+def test_a_failure_shows_the_text_of_its_module_as_it_was_drawn() -> None:
+    @settings(max_examples=1, database=None, derandomize=True, phases=[Phase.generate])
+    @given(decoders())
+    def spoils(module: Module) -> None:
+        module.main.set_returns([])
+        raise ValueError("spoilt")
+
+    with pytest.raises(ValueError, match="spoilt") as caught:
+        spoils()
+    notes = "\n".join(caught.value.__notes__)
+    assert "module @decoder {" in notes
+    assert "return %logits" in notes
+
+
+@settings(max_examples=25)
+@given(decoder_plans(), st.booleans(), st.integers(0, 99))
+def test_random_decoders_are_sound(plan: Decoder, raw: bool, seed: int) -> None:
+    """They verify, print and parse, look as a frontend's do, and give finite logits that depend on earlier ids alone."""
+    module = plan.module(raw=raw)
+    verify(module)
+    assert print_module(parse_module(print_module(module))) == print_module(module)
+    assert [p.hint for p in module.main.params] == ["ids", "pos"][:1 if plan.counted else 2]
+    assert [str(v.type) for v in module.main.returns] == [f"f32[B, S, {plan.vocab}]"]
+    assert module.meta == {"kind": "decoder", "context": plan.context, "vocab": plan.vocab}
+    rng = np.random.default_rng(seed)
+    inputs = {"ids": rng.integers(0, plan.vocab, (2, 6)), "pos": np.tile(np.arange(6), (2, 1))}
+    [whole] = run(module, inputs)
+    assert np.isfinite(whole).all()
+    inputs["ids"][:, 4:] = (inputs["ids"][:, 4:] + 1) % plan.vocab
+    [changed] = run(module, inputs)
+    assert difference(whole[:, :4], changed[:, :4], rtol=1e-9) == ""
+
+
+def test_random_decoders_reach_the_whole_space() -> None:
+    seen: dict[str, set[object]] = {}
+
+    @settings(max_examples=150, derandomize=True, database=None)
+    @given(decoder_plans())
+    def collect(plan: Decoder) -> None:
+        for name, value in {**vars(plan), **vars(plan.spelling)}.items():
+            seen.setdefault(name, set()).add(value)
+
+    collect()
+    assert seen["positions"] == {"none", "learned", "rope", "alibi"}
+    assert seen["place"] == {"none", "pre", "post", "sandwich", "sum"}
+    assert seen["qkv"] == {"separate", "fused", "per_head"}
+    assert seen["qk_norm"] == {"none", "head", "whole"}
+    assert seen["mlp"] == {"none", "plain", "gated"}
+    assert len(seen["activation"]) == 6
+    assert seen["scores"] == {"op", "heads", "merged"}
+    assert all(len(values) > 1 for name, values in seen.items() if name not in ("vocab", "context", "spelling"))
+
+
+@settings(max_examples=50)
+@given(pipelines(), pipelines("encoder"), pipelines(contracts=("exact",)))
+def test_random_pipelines_are_in_a_legal_order(first: list[Pass], encoder: list[Pass], exact: list[Pass]) -> None:
+    for found in (first, encoder, exact):
+        check_order(found, Module())
+        assert parse_pipeline(",".join(map(str, found))) == found
+    assert not {"insert-kv-cache", "take-logits"} & {p.name for p in encoder}
+    assert {p.contract for p in exact} <= {"exact"}
+
+
+def test_pipelines_respect_what_was_done_to_the_module_before() -> None:
+    module = Decoder().module()
+    module.meta["facts"] = "quantized cached"
+    seen: set[str] = set()
+
+    @settings(max_examples=60, derandomize=True, database=None)
+    @given(pipelines(module))
+    def collect(found: list[Pass]) -> None:
+        seen.update(p.name for p in found)
+
+    collect()
+    assert {"canonicalize", "recognize", "fuse"} <= seen
+    assert not {"quantize", "insert-kv-cache", "take-logits"} & seen
+
+
+def test_options_go_together_and_may_be_given() -> None:
+    seen: set[str] = set()
+
+    @settings(max_examples=60, derandomize=True, database=None)
+    @given(options_of(Quantize), options_of(Quantize, format="nf4"))
+    def collect(any_: Pass, nf4: Pass) -> None:
+        seen.add(str(any_))
+        assert parse_pipeline(str(nf4))[0] == nf4  # one that would be refused raises
+        assert "format=nf4" in str(nf4)
+
+    collect()
+    assert len(seen) > 20
+
+
+def test_a_planted_cache_bug_is_found_on_a_small_decoder() -> None:
+    """A window that is off by one shows on a decoder with nothing but that window."""
+    def broken(module: Module) -> bool:
+        [before] = run(module, inputs := inputs_for(module, np.random.default_rng(0), {"B": 1, "S": 5}))
+        InsertKvCache().run(module, Context())
+        for op in [op for op in module.ops if op.name == "attention" and op.attrs["window"]]:
+            module.main.insert(twin := op.clone(window=op.attrs["window"] + 1), before=op)
+            module.main.replace(op.results[0], twin.results[0])
+        caches = {p.hint or "": np.zeros((1, p.type.dims[1], 5, p.type.dims[3])) for p in module.main.reuse.values()}
+        after = run(module, {**inputs, "pos": np.arange(5)[None], **caches})[0]
+        return difference(before, after, rtol=1e-9) != ""
+
+    plan = find(decoder_plans().filter(lambda p: p.positions != "alibi"), lambda p: broken(p.module()), settings=SEARCH)
+    assert plan == Decoder(windows=plan.windows, seed=plan.seed)
+    assert plan.windows == (1,)
 
 
 DECODER = """module @m {

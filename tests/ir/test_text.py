@@ -188,7 +188,7 @@ def _func(line: str, *, params: str = "%x: f32[S, 4]", result: str = "f32[S, 4]"
     (_func("%y = relu(%x) : f32[S, 4]", result="f32[S, 4] reuse %y"), "4:52", "cannot reuse %y"),
     (_func("%y = relu(%x) : f32[S, 4]", params="%x: f32[S, 4], %x: f32[]"), "4:32", "%x is defined twice"),
     (_func("%y = relu(%x) : f32[S, 4]", params="%x: f32[N, 4]"), "4:17", "dimension N of %x is not declared"),
-    (_func("%y = relu(%x) : f32[S, 4]", params="%x: f32[S // 0, 4]"), "4:27", "a dimension is divided by zero"),
+    (_func("%y = relu(%x) : f32[S, 4]", params="%x: f32[S // 0, 4]"), "4:27", "dimension S is divided by zero"),
     (_func("%y = relu(%x) : f99[S, 4]"), "5:21", "unexpected character `f`|unexpected `f99`"),
     (_func("%y = relu(%x) : f32[S, 4]  loc(5)"), "5:36", "unexpected `5`; expected string"),
     (_func("%y = relu(%x : f32[S, 4]"), "5:18", r"unexpected `:`; expected '\)'"),

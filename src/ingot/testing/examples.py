@@ -186,6 +186,11 @@ size             %r = size() {dim = 2*S + 1} : i64[]
 dequantize       %r = dequantize(%packed: u4[6, 8], %scale: f32[6, 2], zero=%zero: u4[6, 2]) {format = "int4", group = 4}
     : f32[6, 8]
 dequantize/odd   %r = dequantize(%packed: u3[6, 7], %scale: f16[6, 2]) {format = "int3", group = 4, dtype = f16} : f16[6, 7]
+dequantize/one   %r = dequantize(%packed: u8[6, 8], %scale: f32[1, 1]) {format = "int8", group = 8} : f32[6, 8]
+dequantize/float %r = dequantize(%packed: f4e2m1[6, 8], %scale: f8e4m3[6, 2], tensor_scale=%tensor_scale: f32[])
+    {format = "nvfp4", group = 4} : f32[6, 8]
+dequantize/twice %r = dequantize(%packed: u4[40, 28], %scale: u8[40, 7], tensor_scale=%tensor_scale: f32[2],
+    offset=%offset: f32[]) {format = "nf4", group = 4} : f32[40, 28]
 """
 
 POSITIVE = {"log.x", "sqrt.x", "rsqrt.x", "pow.x", "batch_norm.var", "reciprocal.x", "div.y"}

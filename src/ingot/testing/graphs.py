@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
+from ingot.ir.copy import copy_module
 from ingot.ir.dims import Dim, evaluate, sym
 from ingot.ir.module import Builder, Module
 from ingot.ir.ops import pointwise as p
@@ -26,6 +27,7 @@ from ingot.ir.types import TensorType, bf16, bool_, f16, f32, f64, i64
 from ingot.ir.value import Value
 from ingot.ir.verify import verify
 from ingot.ir.weights import ArrayWeight
+from ingot.testing.reporting import report
 from ingot.testing.weights import weights
 
 B, S = sym("B"), sym("S")
@@ -280,7 +282,8 @@ def graphs(draw: st.DrawFn, *, most_steps: int = 8) -> Module:
     """Well-typed modules with dims B and S, one to three parameters, at most `most_steps` steps and three results.
     Steps may add parameters of their own (ids, flags).
 
-    Every module passes `verify` and runs in the reference interpreter for every size in its declared range.
+    Every module passes `verify` and runs in the reference interpreter for every size in its declared range. The text of a
+    failing one is printed with the failure.
     """
     module = Module("random")
     module.set_dim("B", 1, 8)
@@ -294,6 +297,8 @@ def graphs(draw: st.DrawFn, *, most_steps: int = 8) -> Module:
         steps += 1
     g.b.func.set_returns([g.values[-1], *draw(st.lists(st.sampled_from(g.values), max_size=2))])
     verify(module)
+    twin = copy_module(module)
+    report(lambda: twin)
     return module
 
 

@@ -1,0 +1,1 @@
+"""A module and its stages as one self-contained HTML page."""

@@ -1,0 +1,162 @@
+"""Running an artifact for the target triton: the session whose caches and decode step live on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ingot.errors import ArtifactError, GenerateError, IngotError
+from ingot.runtime.manifest import Manifest
+from ingot.runtime.session import Floats, Session
+
+if TYPE_CHECKING:
+    import torch
+
+    from ingot.backends.triton.decoder import Decoder
+    from ingot.backends.triton.module import TritonModule
+    from ingot.backends.triton.sampling import Choice
+
+SMALLEST = 64
+"""The capacity the first caches have (positions)."""
+CHUNK = 2048
+"""Prompt tokens per run in prefill."""
+
+
+class TritonSession(Session):
+    """A decoder on the GPU; the interface of `Session`, and `generate_greedy`, which never waits for the host."""
+
+    def __init__(self, path: Path, manifest: Manifest, compiled: TritonModule) -> None:
+        """Use `TritonSession.open`."""
+        self.path, self.manifest, self.threads = path, manifest, None
+        self._compiled = compiled
+        self._lengths = np.zeros(0, np.int64)
+        self._decoder: Decoder | None = None
+
+    @classmethod
+    def open(cls, path: Path | str, *, threads: int | None = None, device: str | None = None) -> TritonSession:
+        """Opens the artifact at `path` (target triton) on a CUDA device; on "cpu" only where Triton interprets kernels.
+
+        ArtifactError when it is not a whole artifact, IngotError when there is no GPU. threads: not used.
+        """
+        import torch
+
+        from ingot.backends.triton.module import TritonModule
+        from ingot.backends.triton.stored import read_module
+
+        root = Path(path)
+        manifest = Manifest.load(root)
+        if manifest.target != "triton":
+            raise ArtifactError(f"this artifact is for the target {manifest.target}", where=str(root))
+        if device is None:
+            device = "cuda"
+            if not torch.cuda.is_available():
+                raise IngotError("this artifact runs on a GPU, and torch finds none", where=str(root),
+                                 hint="compile with --target ort for the CPU")
+        return cls(root, manifest, TritonModule(read_module(root), device=device))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the cache buffers (bytes)."""
+        return sum(t.nbytes for t in self._decoder.caches.values()) if self._decoder is not None else 0
+
+    def prefill(self, prompts: Sequence[ArrayLike], *, chunk: int = CHUNK, append: bool = False) -> Floats:
+        """As `Session.prefill`; a GPU wants larger chunks."""
+        return super().prefill(prompts, chunk=max(chunk, CHUNK), append=append)
+
+    def step(self, ids: ArrayLike, *, hold: NDArray[np.bool_] | None = None) -> Floats:
+        """As `Session.step`."""
+        self._require_rows(1)
+        self._reserve(int(self._lengths.max()) + 1)
+        decoder = self._held
+        decoder.ids.copy_(self._tensor(np.asarray(ids, np.int64).reshape(-1, 1)))
+        decoder.pos.copy_(self._tensor(self._lengths[:, None]))
+        logits = _array(decoder.step())
+        self._lengths += 1 if hold is None else ~hold
+        return logits
+
+    def generate_greedy(self, ids: ArrayLike, count: int, choice: Choice | None = None) -> NDArray[np.int64]:
+        """The `count` tokens after ids i64[B], chosen on the device, i64[B, count]; greedy unless `choice` says otherwise."""
+        import torch
+
+        from ingot.backends.triton.sampling import Choice
+
+        self._require_rows(count)
+        self._reserve(int(self._lengths.max()) + count)
+        decoder = self._held
+        decoder.ids.copy_(self._tensor(np.asarray(ids, np.int64).reshape(-1, 1)))
+        decoder.pos.copy_(self._tensor(self._lengths[:, None]))
+        made = torch.empty((self.batch, count), dtype=torch.int64, device=self._compiled.device)
+        for i in range(count):
+            if choice is not None and choice.temperature > 0:
+                decoder.uniform.uniform_()
+            decoder.step(choice or Choice())
+            made[:, i] = decoder.ids[:, 0]
+        self._lengths += count
+        return made.cpu().numpy()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """As `Session.select`."""
+        self._require_decoder()
+        if len(rows) == 0 or min(rows) < 0 or max(rows) >= self.batch:
+            raise GenerateError(f"cannot keep the rows {list(rows)} of {self.batch}")
+        lengths = self._lengths[np.asarray(rows)]
+        self._renew(len(rows), self._held.capacity, dict(enumerate(rows)), int(lengths.max()))
+        self._lengths = lengths
+
+    def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+        """As `Session.run`."""
+        if self.manifest.kind == "decoder":
+            raise GenerateError("a decoder is run with prefill, step and forward, not with run")
+        names = {port.name for port in self.manifest.inputs}
+        if names != set(inputs):
+            raise GenerateError(f"the inputs given are {sorted(inputs)}, the graph takes {sorted(names)}")
+        outputs = self._compiled.run({name: self._tensor(np.asarray(a)) for name, a in inputs.items()})
+        return dict(zip((port.name for port in self.manifest.outputs), map(_array, outputs), strict=True))
+
+    @property
+    def _held(self) -> Decoder:
+        if self._decoder is None:
+            raise GenerateError("the session holds no rows", hint="call prefill or reset first")
+        return self._decoder
+
+    def _call(self, ids: NDArray[np.int64], take: NDArray[np.int64], *, row: int | None = None, prefill: bool | None = None,
+              total: int | None = None) -> Floats:
+        rows = slice(None) if row is None else slice(row, row + 1)
+        pos = self._lengths[rows, None] + np.arange(ids.shape[1])
+        logits = self._held.feed(self._tensor(ids), self._tensor(pos), self._tensor(take), row=row)
+        self._lengths[rows] += ids.shape[1]
+        return _array(logits)
+
+    def _reserve(self, positions: int) -> bool:
+        held = self._decoder
+        if held is not None and held.batch == self.batch and positions <= held.capacity:
+            return False
+        capacity = min(max(SMALLEST, 1 << (max(positions, 1) - 1).bit_length()), self.context)
+        keep = int(self._lengths.max(initial=0))
+        same = held is not None and held.batch == self.batch and keep
+        self._renew(self.batch, capacity, {i: i for i in range(self.batch)} if same else {}, keep)
+        return True
+
+    def _renew(self, batch: int, capacity: int, rows: Mapping[int, int], positions: int) -> None:
+        """New caches that keep some rows of the old ones."""
+        from ingot.backends.triton.decoder import Decoder
+
+        old, self._decoder = self._decoder, Decoder(self._compiled, batch=batch, capacity=capacity)
+        if old is not None and rows:
+            self._decoder.adopt(old, rows, positions)
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._compiled.device)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    from ingot.backends.torch.tensors import to_array
+
+    array = to_array(tensor)
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
