@@ -19,6 +19,9 @@ from ingot.errors import CheckpointError
 from ingot.frontend import attention
 from ingot.frontend.signature import changes_with_length
 
+MOST = {"layer": 4096, "layers": 4096, "labels": 1 << 20}
+"""Greatest number by the end of its key: configurations are data, and transformers makes an object for each of so many."""
+
 EXPERTS = "batched_mm"
 """How mixtures of experts are traced: the chosen experts' weights are gathered per token, in one step for all tokens."""
 
@@ -29,12 +32,14 @@ def configuration(path: Path, raw: Mapping[str, Any]) -> PreTrainedConfig:
     Raises CheckpointError for one transformers does not know, that brings code of its own, or of quantised weights.
     """
     where = str(path)
-    if "model_type" not in raw:
+    if not isinstance(raw.get("model_type"), str):
         raise CheckpointError("config.json names no model_type", where=where, hint="this is no transformers configuration")
     if raw["model_type"] not in CONFIG_MAPPING:
         brings = "the model's code comes with the checkpoint, and ingot does not run it" if "auto_map" in raw else \
             f"transformers {transformers.__version__} does not know the model type {raw['model_type']}"
         raise CheckpointError(brings, where=where, hint="build the model yourself and use import_module")
+    if excess := _excess(raw):
+        raise CheckpointError(f"in config.json {excess}", where=where)
     if raw.get("quantization_config") is not None:
         raise CheckpointError("the checkpoint is already quantised, which is not supported", where=where,
                               hint="start from the checkpoint it was made from")
@@ -47,14 +52,27 @@ def configuration(path: Path, raw: Mapping[str, Any]) -> PreTrainedConfig:
                                   where=where) from error
 
 
+def _excess(raw: Mapping[str, Any]) -> str:
+    """The first number of a configuration that is greater than any model's (see MOST), "" when there is none."""
+    pending: list[tuple[str, Any]] = [("", raw)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += value.items()
+        for end, most in MOST.items():
+            if key.endswith(end) and isinstance(value, int) and value > most:
+                return f"{key} is {value:,}; at most {most:,} is supported"
+    return ""
+
+
 def build(config: PreTrainedConfig, dtype: torch.dtype = torch.float32, *, where: str | None = None) -> PreTrainedModel:
     """The model a configuration describes, on the meta device, in eval mode, its attention ready to be imported.
 
     Raises CheckpointError when the configuration names no architecture, or one transformers does not have.
     """
     attention.register()
-    names = config.architectures or []
-    if not names:
+    names = config.architectures
+    if not isinstance(names, list | tuple) or not names or not isinstance(names[0], str):
         raise CheckpointError("config.json names no architecture", where=where,
                               hint='add it, for example "architectures": ["LlamaForCausalLM"]')
     cls = getattr(transformers, names[0], None)

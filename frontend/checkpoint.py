@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingot.errors import CheckpointError
+from ingot.errors import CheckpointError, listed
+from ingot.ir.files import read_json
 from ingot.ir.weights import FileWeight, header
 
 SINGLE = "model.safetensors"
@@ -32,22 +32,12 @@ def read_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
         raise CheckpointError("no such directory" if not path.exists() else "this is not a directory", where=str(path),
                               hint="give a checkpoint directory (config.json and .safetensors), a .gguf or an .ir file")
     if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise CheckpointError("this is an adapter, which needs the model it was trained for", where=str(path),
+                                  hint=f"ingot compile MODEL --adapter {path} -o OUT")
         raise CheckpointError("this is not a checkpoint directory: it has no config.json", where=str(path),
                               hint="give the directory that holds config.json and the .safetensors files")
     return Checkpoint(path, read_json(path / "config.json"), _tensors(path) if weights else {})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError when there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except ValueError as error:
-        raise CheckpointError(f"this is not JSON: {error}", where=str(path)) from None
-    if not isinstance(found, dict):
-        raise CheckpointError("a JSON object is expected", where=str(path))
-    return found
 
 
 def _tensors(path: Path) -> dict[str, FileWeight]:
@@ -69,27 +59,18 @@ def _sharded(path: Path) -> dict[str, FileWeight]:
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise CheckpointError("the index has no weight_map", where=str(path / INDEX))
     shards = sorted(set(places.values()))
-    missing = [shard for shard in shards if Path(shard).name != shard or not (path / shard).is_file()]
+    present = {file.name for file in path.iterdir()}
+    missing = [shard for shard in shards if shard not in present]
     if missing:
-        raise CheckpointError(f"missing {_some(missing)} of {len(shards)} weight files", where=str(path),
+        raise CheckpointError(f"missing {listed(missing)} of {len(shards)} weight files", where=str(path),
                               hint="fetch the missing files; the index names them")
     found = {shard: _handles(path / shard) for shard in shards}
     lost = [key for key, shard in places.items() if key not in found[shard]]
     if lost:
-        raise CheckpointError(f"the index promises {_some(lost)}, which {places[lost[0]]} does not hold", where=str(path / INDEX),
-                              hint="index and weight files are from different versions: fetch them again")
+        raise CheckpointError(f"the index promises {listed(lost)}, which {places[lost[0]]} does not hold",
+                              where=str(path / INDEX), hint="index and weight files are of different versions: fetch them again")
     return {key: found[shard][key] for key, shard in places.items()}
 
 
 def _handles(path: Path) -> dict[str, FileWeight]:
     return {key: FileWeight(path, key, entry.type) for key, entry in header(path).items()}
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
-
-
-def listed(names: list[str]) -> str:
-    """The first few of many names, for a message."""
-    return _some(sorted(names))

@@ -11,8 +11,8 @@ from typing import Any
 from unittest.mock import patch
 
 from ingot.errors import CheckpointError
+from ingot.frontend.gguf_header import check_header
 
-_MAGIC = b"GGUF"
 _SAMPLE = 1 << 20
 
 
@@ -22,6 +22,7 @@ def converted(path: Path, *, cache: Path | None = None) -> Path:
     The first call converts (seconds per hundred million parameters, float32 copy in memory); later ones find the result
     under `cache` by the file's size and contents. Raises CheckpointError for a file transformers does not read.
     """
+    check_header(path)
     cache = cache or cache_directory() / "gguf"
     target = cache / f"{path.stem}-{_digest(path)}"
     if target.is_dir():
@@ -49,14 +50,12 @@ def cache_directory() -> Path:
 
 
 def _digest(path: Path) -> str:
-    """Of the size and the first and last mebibyte. Raises CheckpointError when this is no GGUF file."""
+    """Of the size and the first and last mebibyte."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_SAMPLE)
         file.seek(max(size - _SAMPLE, 0))
         tail = file.read()
-    if head[:4] != _MAGIC:
-        raise CheckpointError("this is not a GGUF file", where=str(path))
     return hashlib.sha256(str(size).encode() + head + tail).hexdigest()[:16]
 
 

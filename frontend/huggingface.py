@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ingot.errors import CheckpointError, IngotError
+from ingot.errors import CheckpointError, IngotError, listed
 from ingot.frontend.architecture import build, configuration, importable
 from ingot.frontend.aten.registry import TORCH_DTYPES
 from ingot.frontend.attention import MaskOpened
 from ingot.frontend.buffers import computed_buffers
-from ingot.frontend.checkpoint import listed, read_checkpoint
+from ingot.frontend.checkpoint import read_checkpoint
 from ingot.frontend.importer import WeightOf
 from ingot.frontend.keys import cast_weight, match_keys
 from ingot.frontend.modules import import_module

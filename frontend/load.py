@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ingot.errors import CheckpointError, IngotError
+from ingot.importing import import_user_module
 from ingot.ir.module import Module
 from ingot.ir.text import parse_module
 
@@ -45,30 +42,15 @@ def load(model: str | Path, *, dtype: str | None = None, weights: bool = True, c
                           hint="give a checkpoint directory, a .gguf file, an .ir file, or package.module:callable")
 
 
-@contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    """As under `python -m`: a script's own directory is on the path, that of an installed command is not."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
 def _call(package: str, name: str) -> Module:
     import torch
 
     from ingot.frontend.modules import import_module
 
     where = f"{package}:{name}"
-    try:
-        with _working_directory_importable():
-            function = getattr(importlib.import_module(package), name)
-    except ImportError as error:
-        raise IngotError(f"cannot import {package}: {error}", where=where) from error
-    except AttributeError:
-        raise IngotError(f"module {package} has no {name}", where=where) from None
+    function = getattr(import_user_module(package), name, None)
+    if function is None:
+        raise IngotError(f"module {package} has no {name}", where=where)
     made = function()
     if isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], torch.nn.Module):
         options: dict[str, Any] = {"name": name} | dict(made[2] if len(made) == 3 else {})

@@ -2,6 +2,7 @@
 
 A `Dim` is an `int` or an `Expr`. An `Expr` is a sum of monomials of atoms with integer coefficients, where an atom is
 a symbol, or a floor division or a remainder of two dims. Two dims are equal exactly when their canonical forms are.
+Arithmetic raises IRError where a dim would outgrow the limits below.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ingot.errors import IRError
+
+MOST_TERMS, HIGHEST_DEGREE, DEEPEST, LARGEST = 256, 32, 16, 1 << 63
+"""What a dimension may grow to: terms of its sum, factors of a term, divisions in divisions, and (below) its coefficients.
+
+Models have a few; the limits keep a text of some lines from a polynomial that fills the memory."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,12 @@ class Expr:
 
     def __repr__(self) -> str:
         return f"Dim({self._text})"
+
+    @cached_property
+    def depth(self) -> int:
+        """How deep divisions stand in divisions; 0 without any."""
+        divisions = [atom for monomial, _ in self.terms for atom in monomial if isinstance(atom, Div)]
+        return max((1 + part.depth for d in divisions for part in (d.num, d.den) if isinstance(part, Expr)), default=0)
 
     def __add__(self, other: Dim) -> Dim:
         total = dict(self.terms)
@@ -129,7 +141,7 @@ def floordiv(num: Dim, den: Dim) -> Dim:
         whole, rest = _split(num, den)
         if whole != 0:
             return whole + floordiv(rest, den)
-    return Expr((((Div("//", num, den),), 1),))
+    return _division("//", num, den)
 
 
 def mod(num: Dim, den: Dim) -> Dim:
@@ -146,7 +158,14 @@ def mod(num: Dim, den: Dim) -> Dim:
         num = _split(num, den)[1]
         if isinstance(num, int):
             return num % den
-    return Expr((((Div("%", num, den),), 1),))
+    return _division("%", num, den)
+
+
+def _division(op: str, num: Dim, den: Dim) -> Expr:
+    made = Expr((((Div(op, num, den),), 1),))
+    if made.depth > DEEPEST:
+        raise IRError(f"a dimension has more than {DEEPEST} divisions in divisions")
+    return made
 
 
 def _split(num: Dim, den: int) -> tuple[Dim, Dim]:
@@ -222,6 +241,8 @@ def _terms(dim: Dim) -> tuple[tuple[Monomial, int], ...]:
 
 def _canonical(total: dict[Monomial, int]) -> Dim:
     kept = [(monomial, factor) for monomial, factor in total.items() if factor]
+    if len(kept) > MOST_TERMS or any(len(monomial) > HIGHEST_DEGREE or abs(factor) >= LARGEST for monomial, factor in kept):
+        raise IRError(f"a dimension has more than {MOST_TERMS} terms, a degree above {HIGHEST_DEGREE} or a number of 64 bits")
     if not kept:
         return 0
     if len(kept) == 1 and kept[0][0] == ():

@@ -23,6 +23,10 @@ SAFETENSORS_DTYPES: dict[str, DType] = {
 }
 
 
+LONGEST_HEADER, MOST_AXES = 100_000_000, 32
+"""Of a safetensors file, as its own library limits the first; more axes than torch or numpy have are a mistake."""
+
+
 class Weight(ABC):
     """A handle on a constant tensor of integer dims."""
 
@@ -62,18 +66,22 @@ class FileWeight(Weight):
     type: TensorType
 
     def materialize(self) -> np.ndarray:
+        array = self.read()
+        bad = first_not_finite(array)
+        if bad is not None:
+            number = float(array[bad])
+            warnings.warn(f"{self.path.name}: {self.key} is {number} at {list(bad)}, and maybe elsewhere", stacklevel=2)
+        return array
+
+    def read(self) -> np.ndarray:
+        """The array as `materialize` gives it, without a look at its numbers."""
         entry = header(self.path).get(self.key)
         if entry is None or entry.type != self.type:
             found = "is not in this file" if entry is None else f"has type {entry.type} in this file, not {self.type}"
             raise CheckpointError(f"tensor {self.key} {found}", where=str(self.path),
                                   hint="the checkpoint was changed after it was imported")
         start, stop = entry.span
-        array = _mapped(self.path, start, stop).view(self.type.dtype.numpy).reshape(self.type.shape)
-        bad = first_not_finite(array)
-        if bad is not None:
-            number = float(array[bad])
-            warnings.warn(f"{self.path.name}: {self.key} is {number} at {list(bad)}, and maybe elsewhere", stacklevel=2)
-        return array
+        return _mapped(self.path, start, stop).view(self.type.dtype.numpy).reshape(self.type.shape)
 
     @property
     def origin(self) -> str:
@@ -120,6 +128,8 @@ def _header(path: Path, stamp: Stamp) -> Mapping[str, Entry]:
     try:
         with path.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
+            if length > LONGEST_HEADER and length <= size - 8:
+                raise CheckpointError(f"this is not a safetensors file (a header of {length:,} bytes)", where=str(path))
             if size < 8 or length > size - 8:
                 raise CheckpointError(f"the file ends inside its header ({size} bytes)", where=str(path),
                                       hint="download it again; nothing was written")
@@ -137,8 +147,10 @@ def _entry(path: Path, key: str, item: Any, begin: int, size: int) -> Entry:
     """One entry of a header whose data starts at byte `begin` of a file of `size` bytes."""
     try:
         name, shape, (first, last) = str(item["dtype"]), tuple(item["shape"]), item["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
+        if not all(type(n) is int and n >= 0 for n in (*shape, first, last)) or len(shape) > MOST_AXES:
             raise TypeError
+        if math.prod(n for n in shape if n) >= 1 << 59:  # numpy counts an axis of no elements as one
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"this is not a safetensors file (malformed entry {key})", where=str(path)) from None
     if name not in SAFETENSORS_DTYPES:
@@ -216,7 +228,7 @@ class DerivedWeight(Weight):
 
     fn: pure; takes the inputs' arrays in order. source names the pass and the key it was made from.
     exact: fn is plain arithmetic that gives float64 for float64, so that `wide` rounds nowhere; otherwise fn makes the
-    declared element type itself.
+    declared element type itself. reads: weights that fn reads itself, for those who ask what the numbers are made from.
     """
 
     type: TensorType
@@ -224,6 +236,7 @@ class DerivedWeight(Weight):
     inputs: tuple[Weight, ...]
     source: str
     exact: bool = False
+    reads: tuple[Weight, ...] = ()
 
     def materialize(self) -> np.ndarray:
         array = np.asarray(self.fn(*(w.materialize() for w in self.inputs)))
@@ -280,7 +293,7 @@ def derived_together(name: str, fn: Callable[..., tuple[np.ndarray, ...]], *inpu
     def part(index: int) -> Callable[[], np.ndarray]:
         return lambda: together.take(index)
 
-    return {p: DerivedWeight(type, part(i), (), call("computed", **{"pass": name, "key": f"{key}.{p}"}))
+    return {p: DerivedWeight(type, part(i), (), call("computed", **{"pass": name, "key": f"{key}.{p}"}), reads=inputs)
             for i, (p, type) in enumerate(types.items())}
 
 
