@@ -1,0 +1,67 @@
+"""Kernels compiled ahead of time for a chip that need not be there: registers, spills, shared memory."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingot.backends.triton.kernel import Kernel
+from ingot.backends.triton.launch import loaded, sources
+
+SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Shared memory a block may have, by compute capability (CUDA C++ Programming Guide, table of technical specifications)."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a kernel became on one chip. registers: per thread. spilled: bytes per thread that did not fit in them. shared:
+    bytes per block."""
+
+    kernel: str
+    capability: int
+    registers: int
+    spilled: int
+    shared: int
+
+    @property
+    def fits(self) -> bool:
+        """No spills, and no more shared memory than the chip has."""
+        return not self.spilled and self.shared <= SHARED_BYTES[self.capability]
+
+
+def compiled(kernel: Kernel, capability: int, *, settings: Mapping[str, int] | None = None) -> Compiled:
+    """A kernel on an NVIDIA chip of a compute capability (90 for H100), with Triton's own assembler.
+
+    settings: constexprs and options other than the defaults.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    given = {**kernel.options, **kernel.constants, **(settings or {})}
+    constants = {name: given.pop(name) for name in kernel.constants}
+    source = ASTSource(fn=loaded(sources([kernel]))[kernel.name], constexprs=constants,
+                       signature=kernel.signature | dict.fromkeys(constants, "constexpr"),
+                       attrs={(i,): [["tt.divisibility", 16]] for i in range(len(kernel.pointers))})
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={**given, "enable_fp_fusion": True})
+    registers, spilled = _assembled(str(binary.asm["ptx"]), capability)
+    return Compiled(kernel.name, capability, registers, spilled, int(binary.metadata.shared))
+
+
+def _assembled(ptx: str, capability: int) -> tuple[int, int]:
+    """Registers and spilled bytes of PTX, as the assembler reports them."""
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.ptx"
+        file.write_text(ptx)
+        run = subprocess.run([get_ptxas(capability).path, "-v", f"--gpu-name={sm_arch_from_capability(capability)}", str(file),
+                              "-o", f"{folder}/kernel.cubin"], capture_output=True,
+                             text=True, check=True)
+    registers = re.search(r"Used (\d+) registers", run.stderr)
+    spills = re.search(r"(\d+) bytes spill stores", run.stderr)
+    return int(registers[1]) if registers else 0, int(spills[1]) if spills else 0

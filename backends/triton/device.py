@@ -1,0 +1,138 @@
+# mypy: disable-error-code="no-untyped-def, misc, untyped-decorator"
+"""Device functions that generated kernels call: what Triton's language lacks, or its interpreter cannot run."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sigmoid(x):
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1 / (1 + e), tl.where(x < 0, e / (1 + e), x))
+
+
+@triton.jit
+def tanh(x):
+    e = tl.exp(-2 * tl.abs(x))
+    y = (1 - e) / (1 + e)
+    return tl.where(x >= 0, y, tl.where(x < 0, -y, x))
+
+
+@triton.jit
+def softplus(x):
+    return tl.maximum(x, 0, propagate_nan=tl.PropagateNan.ALL) + tl.log(1 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def round_even(x):
+    # Adding 1.5 * 2^52 (or 2^23) leaves no room for a fraction: the hardware rounds it off, halves to even.
+    if x.dtype == tl.float64:
+        big = tl.full((), 6755399441055744.0, tl.float64)
+        return tl.where(tl.abs(x) < 2251799813685248.0, (x + big) - big, x)
+    return tl.where(tl.abs(x) < 4194304.0, (x + 12582912.0) - 12582912.0, x)
+
+
+@triton.jit
+def sign(x):
+    one = (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+    return tl.where(x == x, one, x)
+
+
+@triton.jit
+def power(x, y):
+    y = y + tl.zeros_like(x)
+    size = tl.exp(y * tl.log(tl.abs(x)))
+    half = y * 0.5
+    odd = tl.floor(half) != half
+    whole = tl.floor(y) == y
+    signed = tl.where(x < 0, tl.where(whole, tl.where(odd, -size, size), float("nan")), size)
+    return tl.where(y == 0, 1.0, signed).to(x.dtype)
+
+
+@triton.jit
+def floordiv(x, y):
+    q = x // y
+    return q - ((q * y != x) & ((x < 0) != (y < 0))).to(q.dtype)
+
+
+@triton.jit
+def mod(x, y):
+    r = x % y
+    return r + tl.where((r != 0) & ((r < 0) != (y < 0)), y, 0)
+
+
+@triton.jit
+def floatmod(x, y):
+    r = x - tl.floor(x / y) * y
+    return tl.where(tl.abs(r) >= tl.abs(y), tl.zeros_like(r), r)
+
+
+@triton.jit
+def program(axis: tl.constexpr, WIDE: tl.constexpr):
+    """The program's number along a grid axis, in 64 bits where a tensor has more elements than 32 bits count."""
+    p = tl.program_id(axis)
+    if WIDE:
+        p = p.to(tl.int64)
+    return p
+
+
+@triton.jit
+def top(x):
+    """The greatest of every row, NaN where there is one."""
+    nan = tl.max((x != x).to(tl.int32), axis=1, keep_dims=True)
+    return tl.where(nan > 0, float("nan"), tl.max(x, axis=1, keep_dims=True)).to(x.dtype)
+
+
+@triton.jit
+def bottom(x):
+    nan = tl.max((x != x).to(tl.int32), axis=1, keep_dims=True)
+    return tl.where(nan > 0, float("nan"), tl.min(x, axis=1, keep_dims=True)).to(x.dtype)
+
+
+@triton.jit
+def beats(x, best):
+    """Whether x comes before `best` in the order of argmax: it is greater, or the first NaN."""
+    return (x > best) | ((x != x) & (best == best))
+
+
+@triton.jit
+def first_top(best, index):
+    """The least index of those with the greatest value of a row (or of its NaNs)."""
+    nan = best != best
+    some = tl.max(nan.to(tl.int32), axis=1, keep_dims=True) > 0
+    greatest = tl.max(tl.where(nan, float("-inf"), best), axis=1, keep_dims=True)
+    return tl.min(tl.where((nan & some) | ((best == greatest) & (some == 0)), index, 2147483647), axis=1, keep_dims=True)
+
+
+@triton.jit
+def whole(code):
+    """A code below 2^23 as a float: its bits in the fraction of 2^23, which costs less than a conversion."""
+    return (code | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+
+
+@triton.jit
+def tile(pid, rows, columns, GROUP: tl.constexpr):
+    """The tile of a program, in bands of GROUP rows of tiles, so that neighbours share what they read."""
+    band = pid // (GROUP * columns)
+    first = band * GROUP
+    height = min(rows - first, GROUP)
+    inner = pid % (GROUP * columns)
+    return first + inner % height, inner // height
+
+
+@triton.jit
+def turn(angle):
+    """Cosine and sine of f32 angles up to 10^5: reduced by multiples of pi / 2 in three parts, then polynomials (Cephes,
+    Moshier 1989, sinf.c). A tenth of the code of `tl.sin`, which is ready for angles of any size."""
+    n = round_even(angle * 0.6366197723675814)
+    r = ((angle - n * 1.5703125) - n * 4.837512969970703125e-4) - n * 7.54978995489188216e-8
+    square = r * r
+    sine = r + r * square * (-1.6666654611e-1 + square * (8.3321608736e-3 - square * 1.9515295891e-4))
+    cosine = 1.0 - 0.5 * square + square * square * (
+        4.166664568298827e-2 + square * (-1.388731625493765e-3 + square * 2.443315711809948e-5))
+    quadrant = n.to(tl.int32)
+    odd = (quadrant & 1) != 0
+    cos, sin = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    return tl.where(((quadrant + 1) & 2) != 0, -cos, cos), tl.where((quadrant & 2) != 0, -sin, sin)

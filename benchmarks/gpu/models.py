@@ -1,0 +1,117 @@
+"""Models of well-known shapes with random weights: through ingot's frontend from a configuration, and in transformers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import ingot
+from ingot.backends.torch.tensors import torch_dtype
+from ingot.backends.triton.packing import Form
+from ingot.backends.triton.uploads import Uploads
+from ingot.ir.module import Builder, Module
+from ingot.ir.ops.embedding import Embedding
+from ingot.ir.ops.matmul import Linear
+from ingot.ir.ops.quant import Dequantize
+from ingot.ir.types import TensorType, bf16, u4
+from ingot.ir.value import Const
+from ingot.ir.weights import UnknownWeight
+from ingot.passes.recipes import recipe
+
+LLAMA3 = {"vocab_size": 128256, "rope_theta": 500000.0, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+                     "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "rope_theta": 100000.0,
+                     "tie_word_embeddings": True},
+    "llama-3.2-1b": {**LLAMA3, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+                     "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True},
+    "llama-3.1-8b": {**LLAMA3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
+}
+"""Arguments of LlamaConfig, from the models' own configurations."""
+TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
+                        "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 256, "tie_word_embeddings": True}
+GROUP = 128
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's configuration. parameters: how many numbers its linears and tables hold."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def config(self) -> Any:
+        from transformers import LlamaConfig
+
+        config = LlamaConfig(**self.arguments)
+        config.architectures = ["LlamaForCausalLM"]
+        return config
+
+
+def decoder(shape: Shape, *, weights: str) -> Module:
+    """The cached decoder of a shape in bf16, traced without weights. weights: bf16, or int4 in groups of 128."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = shape.config()
+        (Path(folder) / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+        module = ingot.load(folder, dtype="bf16", weights=False)
+    ingot.optimize(module, recipe("gpu-bf16"))
+    if weights == "int4":
+        in_codes(module)
+    return module
+
+
+def in_codes(module: Module) -> None:
+    """Every linear over a weight of its own over 4-bit codes instead; only what is known by type changes."""
+    func = module.main
+    for op in [op for op in func.ops if isinstance(op, Linear)]:
+        w = op.w
+        if not isinstance(w, Const) or any(isinstance(user, Embedding) for user in w.users):
+            continue
+        rows, columns = w.type.shape
+        group = GROUP if columns % GROUP == 0 else 64 if columns % 64 == 0 else 32
+        b = Builder(func, before=op)
+        codes = b.const(f"{w.name}.packed", UnknownWeight(TensorType(u4, (rows, columns)), "random()"))
+        scale = b.const(f"{w.name}.scale", UnknownWeight(TensorType(bf16, (rows, columns // group)), "random()"))
+        func.set_operand(op, "w", b(Dequantize(codes, scale, format="int4", group=group, dtype=bf16)))
+    func.drop_dead()
+
+
+class RandomUploads(Uploads):
+    """Weights made on the device: numbers of a size that keeps activations of the same size from layer to layer."""
+
+    def made(self, const: Const) -> torch.Tensor:
+        shape, dtype = const.type.shape, torch_dtype(const.type.dtype)
+        if len(shape) < 2:
+            return torch.ones(shape, dtype=dtype, device=self.device)
+        return torch.randn(shape, dtype=dtype, device=self.device) / shape[-1] ** 0.5
+
+    def made_of(self, form: Form, parts: tuple[Const | None, ...]) -> torch.Tensor:
+        packed = parts[0]
+        assert packed is not None
+        rows, columns = packed.type.shape
+        groups = -(-columns // form.group)
+        if form.part == "words":
+            words = groups * form.group // 8
+            return torch.randint(-(2**31), 2**31, (rows, words), dtype=torch.int32, device=self.device)
+        if form.part == "table":
+            empty = np.zeros((1, 1), np.uint8)
+            return torch.from_numpy(form.make(empty, empty.astype(np.float32)))
+        return torch.full((rows, groups), 8.0 if form.part == "zeros" else 0.25 / columns**0.5, device=self.device)
+
+
+def in_transformers(shape: Shape, device: torch.device) -> Any:
+    """The same shape as a transformers model in bf16 with random weights on a device."""
+    from transformers import LlamaForCausalLM
+
+    with torch.device(device):
+        model = LlamaForCausalLM(shape.config()).to(torch.bfloat16).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model

@@ -1,0 +1,95 @@
+"""Checkpoint to session for the target triton: prompts, steps, rows, sampling; the same logits as the torch executor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from ingot.compiler import compile, load, optimize, reference_logits
+from ingot.errors import ArtifactError, IngotError
+from ingot.passes.recipes import recipe
+from ingot.runtime.generate import GenerateOptions, generate
+from ingot.runtime.session import Session
+from ingot.testing import inputs_for
+from ingot.triton_session import TritonSession
+from tests.backends.triton.interpreted.check import agree
+from tests.frontend.models import VOCAB, saved, tiny
+
+IDS = np.random.default_rng(0).integers(0, VOCAB, size=(2, 9))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tiny("llama")[1], tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile(checkpoint, tmp_path_factory.mktemp("out") / "triton", target="triton", dtype="f32").path
+
+
+@pytest.fixture
+def session(artifact: Path) -> TritonSession:
+    return TritonSession.open(artifact, device="cpu")
+
+
+def test_prefill_and_steps_give_the_logits_of_the_whole(session: TritonSession, checkpoint: Path) -> None:
+    wanted = reference_logits(checkpoint)(IDS)
+    assert np.abs(session.logits(IDS) - wanted).max() < 1e-4
+    first = session.prefill([IDS[0, :3], IDS[1, :5]])
+    assert np.abs(first - np.stack([wanted[0, 2], wanted[1, 4]])).max() < 1e-4
+    got = session.step(IDS[[0, 1], [3, 5]])
+    assert np.abs(got - np.stack([wanted[0, 3], wanted[1, 5]])).max() < 1e-4
+    assert session.lengths.tolist() == [4, 6]
+    session.rewind([1, 2])
+    session.select([1])
+    assert np.abs(session.step(IDS[[1], [4]])[0] - wanted[1, 4]).max() < 1e-4
+
+
+def test_greedy_on_the_device_is_greedy_on_the_host(session: TritonSession) -> None:
+    options = GenerateOptions(max_new_tokens=3)
+    texts = generate(session, None, [IDS[0, :5].tolist(), IDS[1, :2].tolist()], options).results
+    first = session.prefill([IDS[0, :5], IDS[1, :2]]).argmax(1)
+    rest = session.generate_greedy(first, 2)
+    assert [list(r.ids) for r in texts] == np.column_stack([first, rest]).tolist()
+
+
+def test_caches_grow_and_keep_what_they_hold(session: TritonSession, checkpoint: Path) -> None:
+    with patch("ingot.triton_session.SMALLEST", 8):
+        session.prefill([IDS[0, :8]])
+        before = session.cache_bytes
+        logits = session.step([IDS[0, 8]])
+    assert session.cache_bytes == 2 * before
+    assert np.abs(logits[0] - reference_logits(checkpoint)(IDS)[0, -1]).max() < 1e-4
+
+
+def test_int4_in_bf16_runs_and_is_near(checkpoint: Path, tmp_path: Path) -> None:
+    made = compile(checkpoint, tmp_path / "int4", target="triton",
+                   passes="clean,recognize,clean,fuse,take-logits,insert-kv-cache,quantize{format=int8 group=16},clean")
+    session = TritonSession.open(made.path, device="cpu")
+    wanted = reference_logits(checkpoint)(IDS)
+    got = session.logits(IDS)
+    assert np.abs(got - wanted).max() < 0.1 * np.abs(wanted).max()
+    assert (made.path / "kernels.py").read_text().count("words_ptr")
+
+
+def test_errors_say_what_to_do(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(IngotError, match="runs on a GPU"):
+        TritonSession.open(artifact)
+    with pytest.raises(ArtifactError, match="for the target triton"):
+        Session.open(artifact)
+    with pytest.raises(IngotError, match="unknown target"):
+        compile(checkpoint, tmp_path / "x", target="cuda")
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "convnext"])
+def test_architectures(name: str, tmp_path: Path) -> None:
+    """Decoders with a cache and a vision model: one run each."""
+    module = load(saved(tiny(name)[1], tmp_path / "model"))
+    optimize(module, recipe("fp32", kind=str(module.meta.get("kind", "other"))))
+    given = {"pos": np.tile(np.arange(5), (2, 1)), "take": np.tile([1, 4], (2, 1))}
+    inputs = inputs_for(module, np.random.default_rng(0), {"B": 2, "S": 5, "N": 2, "T": 8}) | given
+    agree(module, [inputs[p.hint or ""] for p in module.main.params], limit=1e-4)
