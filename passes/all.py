@@ -1,6 +1,7 @@
 """Imports every pass, so that pipelines find them by name."""
 
 from ingot.passes import (  # noqa: F401
+    awq,
     canonicalize,
     clean,
     cse,
@@ -9,7 +10,10 @@ from ingot.passes import (  # noqa: F401
     fold_constants,
     fuse,
     insert_kv_cache,
+    merge_lora,
     quantize,
     recognize,
+    rotate,
+    smooth,
     take_logits,
 )

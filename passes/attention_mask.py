@@ -31,7 +31,7 @@ from ingot.ir.ops.pointwise import (
     Sub,
     Where,
 )
-from ingot.ir.pattern import NoMatch, scalar_of
+from ingot.ir.pattern import NoMatch, scalar_of, unread
 from ingot.ir.types import bool_
 from ingot.ir.value import Const, Value
 from ingot.ir.weights import ArrayWeight
@@ -62,7 +62,8 @@ class Visibility:
             return True, self.back
         if self.ahead == self.back:
             return False, self.back
-        raise NoMatch(f"queries see {self.ahead} keys ahead and {self.back} back, which is neither causal nor a window")
+        ahead, back = ("all" if n is None else n - 1 for n in (self.ahead, self.back))
+        raise NoMatch(f"queries see {ahead} keys ahead of them and {back} behind, which is neither causal nor a window")
 
 
 def read_mask(value: Value, seen: Visibility, *, factor: float = 1.0) -> None:
@@ -85,7 +86,7 @@ def read_mask(value: Value, seen: Visibility, *, factor: float = 1.0) -> None:
     table = _table(value)
     if table is not None and np.all((table == 0) | (table * factor <= SHUT)):
         return _read_table(table == 0, value, seen)
-    raise NoMatch("the bias is not zero or minus infinity by position", value)
+    raise NoMatch(f"the bias is not zero or minus infinity by position{unread(value)}", value)
 
 
 def read_condition(value: Value, seen: Visibility, *, negated: bool = False) -> None:
@@ -114,10 +115,10 @@ def read_condition(value: Value, seen: Visibility, *, negated: bool = False) -> 
     if table is not None:
         return _read_table((table != 0) != negated, value, seen)
     if negated:
-        raise NoMatch("a negated condition on data", value)
+        raise NoMatch(f"a negated condition on data{unread(value)}", value)
     padding = _padding(value)
     if padding is None:
-        raise NoMatch("the condition is about something else than positions and padding", value)
+        raise NoMatch(f"the condition is about something else than positions and padding{unread(value)}", value)
     seen.padding.append(padding)
     return None
 

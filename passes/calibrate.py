@@ -13,7 +13,8 @@ from ingot.passes.base import Context
 
 
 def peaks(module: Module, values: Sequence[Value], ctx: Context, *, keep: tuple[int, ...]) -> dict[Value, np.ndarray]:
-    """The greatest magnitude of each value over the calibration batches, per position of the axes `keep`.
+    """The greatest magnitude of each value over the calibration batches, per position of the axes `keep` (those from
+    the end are negative).
 
     Results have the value's rank, with size one along the other axes (f32). Raises PassError, naming the value, where it is
     not finite.
@@ -28,7 +29,7 @@ def peaks(module: Module, values: Sequence[Value], ctx: Context, *, keep: tuple[
     def observe(value: Value, tensor: torch.Tensor) -> None:
         if value not in wanted:
             return
-        over = [a for a in range(tensor.dim()) if a not in keep]
+        over = [a for a in range(tensor.dim()) if a not in keep and a - tensor.dim() not in keep]
         peak = tensor.abs().amax(over, keepdim=True).float().numpy()
         if not np.isfinite(peak).all():
             raise PassError(f"{value!r} is not finite on the calibration text", where=value.op.loc if value.op else None,
@@ -43,10 +44,11 @@ def peaks(module: Module, values: Sequence[Value], ctx: Context, *, keep: tuple[
     return found
 
 
-def inputs_for(module: Module, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The inputs of a decoder without a cache for token ids [b, s]: positions from 0, logits asked at the last one."""
+def inputs_for(module: Module, ids: np.ndarray, *, all_logits: bool = False) -> dict[str, np.ndarray]:
+    """The inputs of a decoder without a cache for token ids [b, s]: positions from 0, logits asked at the last one or all."""
     batch, length = ids.shape
-    given = {"ids": ids, "pos": np.broadcast_to(np.arange(length), ids.shape), "take": np.full((batch, 1), length - 1)}
+    positions = np.broadcast_to(np.arange(length), ids.shape)
+    given = {"ids": ids, "pos": positions, "take": positions if all_logits else np.full((batch, 1), length - 1)}
     names = [p.hint or "" for p in module.main.params]
     unknown = [n for n in names if n not in given]
     if unknown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ingot.ir.module import Module
-from ingot.ir.rewrite import Rule, rewrite
+from ingot.ir.rewrite import Rule
 from ingot.passes import simplify_casts, simplify_layout, simplify_pointwise
 from ingot.passes.base import Context, Pass
 
@@ -24,4 +24,4 @@ class Canonicalize(Pass):
 
     def run(self, module: Module, ctx: Context) -> int:
         dead = sum(func.drop_dead() for func in module.funcs.values())
-        return dead + rewrite(module, RULES, misses=ctx.misses)
+        return dead + ctx.rewrite(module, RULES)

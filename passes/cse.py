@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from ingot.ir.module import Func, Module
 from ingot.ir.op import Op
 from ingot.ir.text.printer import attribute
-from ingot.ir.value import Const
+from ingot.ir.value import Const, Value
 from ingot.ir.weights import ArrayWeight, FileWeight
 from ingot.passes.base import Context, Pass
 
@@ -36,7 +36,7 @@ def share_ops(func: Func) -> int:
     seen: dict[Hashable, Op] = {}
     sites = 0
     for op in list(func.ops):
-        first = seen.setdefault(_op_key(op), op)
+        first = seen.setdefault(op_key(op, id), op)
         if first is op:
             continue
         for old, new in zip(op.results, first.results, strict=True):
@@ -52,7 +52,7 @@ def share_weights(module: Module) -> int:
     seen: dict[Hashable, Const] = {}
     gone: list[Const] = []
     for const in module.consts.values():
-        key = _weight_key(const)
+        key = weight_key(const)
         first = const if key is None else seen.setdefault(key, const)
         if first is const:
             continue
@@ -64,14 +64,16 @@ def share_weights(module: Module) -> int:
     return len(gone)
 
 
-def _op_key(op: Op) -> Hashable:
-    operands = op.map_operands(id)
+def op_key(op: Op, name: Callable[[Value], int]) -> Hashable:
+    """Equal for ops that compute the same of operands with the same `name`."""
+    operands = op.map_operands(name)
     if op.commutative:
         operands = tuple(sorted(operands))
     return type(op), operands, tuple((name, attribute(value)) for name, value in op.attrs.items())
 
 
-def _weight_key(const: Const) -> Hashable:
+def weight_key(const: Const) -> Hashable:
+    """Equal for weights with the same numbers; None where that is not known."""
     weight = const.weight
     if isinstance(weight, FileWeight):
         return weight.path, weight.key

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from ingot.ir.cache_coding import cached
 from ingot.ir.module import Module
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.pattern import NoMatch
 from ingot.ir.value import Value
-from ingot.passes.base import Context, Pass
+from ingot.passes.base import Context, Contract, Pass
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class FloatKvCache(Pass):
     """
 
     name = "float-kv-cache"
-    contract: ClassVar[Literal["exact", "lossy", "cache"]] = "lossy"
+    contract: ClassVar[Contract] = "lossy"
 
     def run(self, module: Module, ctx: Context) -> int:
         func = module.main

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +74,7 @@ def constant(op: Op, index: int, *, key: str, made_by: str) -> Weight:
     """Result `index` of a foldable op as a weight; computed at once when that is cheap and exact."""
     type_ = op.results[index].type
     inputs = tuple(_weight(v, made_by) for v in op.operands)
-    lazy = derived(made_by, _compute(op, index), *inputs, type=type_, key=key, exact=True)
+    lazy = derived(made_by, Computed(op, index), *inputs, type=type_, key=key, exact=True)
     if _nbytes(type_) > EAGER or type_.dtype.bits < 8 or not all(map(_resident, inputs)):
         return lazy
     wide = lazy.wide()
@@ -119,7 +118,7 @@ def _weight(value: Value, made_by: str) -> Weight:
     if isinstance(value, Const):
         return value.weight
     assert value.op is not None
-    return derived(made_by, _compute(value.op, 0), type=value.type, key=value.op.name, exact=True)
+    return derived(made_by, Computed(value.op, 0), type=value.type, key=value.op.name, exact=True)
 
 
 def _resident(weight: Weight) -> bool:
@@ -129,15 +128,19 @@ def _resident(weight: Weight) -> bool:
     return isinstance(weight, DerivedWeight) and weight.exact and all(map(_resident, weight.inputs))
 
 
-def _compute(op: Op, index: int) -> Callable[..., np.ndarray]:
-    def compute(*arrays: np.ndarray) -> np.ndarray:
-        rest = iter(arrays if isinstance(op, _MOVES) else map(widen, arrays))
-        inputs = op.map_operands(lambda _: next(rest))
-        with np.errstate(all="ignore"):
-            out: Any = op.reference(*inputs)
-        return np.asarray(out[index] if isinstance(out, tuple | list) else out)
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """Result `index` of an op as a function of its operands' arrays: the `fn` of folded weights."""
 
-    return compute
+    op: Op
+    index: int
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        rest = iter(arrays if isinstance(self.op, _MOVES) else map(widen, arrays))
+        inputs = self.op.map_operands(lambda _: next(rest))
+        with np.errstate(all="ignore"):
+            out: Any = self.op.reference(*inputs)
+        return np.asarray(out[self.index] if isinstance(out, tuple | list) else out)
 
 
 def _symbolic(value: Any) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ingot.errors import PassError
+from ingot.errors import NothingMatched
 from ingot.ir.module import Module
-from ingot.ir.rewrite import Miss, Rule, rewrite
+from ingot.ir.rewrite import Rule
 from ingot.passes import fuse_linear, fuse_norm
 from ingot.passes.base import Context, Pass, option
 
@@ -28,13 +28,9 @@ class Fuse(Pass):
         asked = [name for name in rules if getattr(self, name)]
         found: dict[str, int] = {}
         for name in asked or rules:
-            misses: list[Miss] = []
-            found[name] = rewrite(module, rules[name], misses=misses)
-            if ctx.misses is not None:
-                ctx.misses += misses
+            found[name] = ctx.rewrite(module, rules[name])
         ctx.details.update(found)
         for name in asked:
             if not found[name]:
-                raise PassError(f"fuse{{{name}}} matched nothing in this model",
-                                hint=f"see why with: ingot explain FILE.ir --pass fuse{{{name}}}")
+                raise NothingMatched(f"fuse{{{name}}}")
         return sum(found.values())

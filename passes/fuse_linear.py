@@ -13,7 +13,7 @@ from ingot.ir.ops.norm import LayerNorm, RmsNorm
 from ingot.ir.ops.pointwise import Cast, Mul, Unary
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.ops.rope import Rope
-from ingot.ir.pattern import Elsewhere, Match, NoMatch, P, scalar_of
+from ingot.ir.pattern import Elsewhere, Match, NoMatch, P, kind_of, scalar_of
 from ingot.ir.rewrite import Rule
 from ingot.ir.value import Const, Value
 from ingot.passes.fold_constants import folded
@@ -26,7 +26,13 @@ class QueryKeyValue(Rule):
 
     def check(self, m: Match) -> None:
         op = m["attention"]
-        m.extra["linears"] = linears = [_source(value) for value in (op.q, op.k, op.v)]
+        sources = [_source(value) for value in (op.q, op.k, op.v)]
+        if isinstance(sources[0].op, Split) and len({s.op for s in sources}) == 1:
+            raise Elsewhere("they are parts of one tensor already", sources[0])
+        for start, source in zip((op.q, op.k, op.v), sources):
+            if not isinstance(source.op, Linear):
+                raise NoMatch(f"{start!r} comes from {kind_of(source)}, not from a linear of its own", source)
+        m.extra["linears"] = linears = [s.op for s in sources if isinstance(s.op, Linear)]
         _joinable(linears)
 
     def build(self, m: Match, b: Builder) -> Value:
@@ -53,10 +59,9 @@ class GateUp(Rule):
         return m.op.result
 
 
-def _source(value: Value) -> Linear:
-    """The linear behind a query, key or value, past heads, norms, rotation and cache."""
-    start = value
-    while not isinstance(value.op, Linear):
+def _source(value: Value) -> Value:
+    """What a query, key or value was before heads, norms, rotation and cache: the result of a linear, it is hoped."""
+    while True:
         match op := value.op:
             case Reshape() | Transpose() | Rope() | RmsNorm() | LayerNorm() | Cast():
                 value = op.x
@@ -64,12 +69,8 @@ def _source(value: Value) -> Linear:
                 value = op.new
             case Mul() if scalar_of(op.y) is not None:
                 value = op.x
-            case Split():
-                raise NoMatch("it is already a part of one linear, or of a split", value)
             case _:
-                found = "an input" if op is None else op.name
-                raise NoMatch(f"{start!r} comes from {found}, not from a linear", value)
-    return value.op
+                return value
 
 
 def _joinable(linears: Sequence[Linear]) -> None:
@@ -103,6 +104,8 @@ def _alike(values: Sequence[Value]) -> None:
             raise NoMatch("the weights are quantised differently", value)
         if (value.op.zero is None) != (first.op.zero is None):
             raise NoMatch("only some of the weights have zero points", value)
+        if value.op.tensor_scale is not None or value.op.scale.type.dims[0] != value.type.dims[0]:
+            raise NoMatch("its scales belong to the weight as a whole", value)
     if any(isinstance(v, Const) for v in values) and not all(isinstance(v, Const) for v in values):
         raise NoMatch("only some of the weights are quantised", first)
 

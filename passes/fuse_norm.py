@@ -6,7 +6,7 @@ from ingot.ir.module import Builder
 from ingot.ir.op import Op
 from ingot.ir.ops.norm import LayerNorm, RmsNorm, SkipLayerNorm, SkipRmsNorm
 from ingot.ir.ops.pointwise import Add
-from ingot.ir.pattern import Match, NoMatch, P
+from ingot.ir.pattern import Match, NoMatch, P, kind_of
 from ingot.ir.rewrite import Rule
 from ingot.ir.value import Const, Value
 
@@ -20,7 +20,7 @@ class ResidualNorm(Rule):
         norm = m["norm"]
         total = norm.x.op
         if not isinstance(total, Add):
-            raise NoMatch("it does not read a sum", norm.x)
+            raise NoMatch(f"its input comes from {kind_of(norm.x)}, not from a sum", norm.x)
         if not total.x.type == total.y.type == norm.x.type:
             raise NoMatch(f"the sum broadcasts or casts: {total.x.type} and {total.y.type}", norm.x)
         for name, value in norm.operand_fields[1:]:

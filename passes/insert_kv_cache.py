@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ingot.ir.ops.pointwise import Cast
 from ingot.ir.types import TensorType, i8, i64
 from ingot.ir.value import Value
 from ingot.ir.weights import ArrayWeight, call
-from ingot.passes.base import Context, Pass, option
+from ingot.passes.base import Context, Contract, Pass, option
 from ingot.passes.calibrate import peaks
 from ingot.passes.sequence import follow_sequence
 
@@ -37,7 +37,7 @@ class InsertKvCache(Pass):
     """
 
     name = "insert-kv-cache"
-    contract: ClassVar[Literal["exact", "lossy", "cache"]] = "cache"
+    contract: ClassVar[Contract] = "cache"
     establishes = ("cached",)
     not_after = {"cached": "the model has a KV cache already"}  # noqa: RUF012
 

@@ -14,6 +14,9 @@ RECIPES: dict[str, tuple[str, str]] = {
                  "8-bit weights in groups of 32, 8-bit KV cache: a small loss"),
     "cpu-int4": (f"{TRACE},{DECODE_INT8},quantize{{format=int4 group=32 symmetric}},clean",
                  "4-bit weights in groups of 32, 8-bit KV cache: the smallest at full kernel speed"),
+    "gpu-bf16": (f"{TRACE},{DECODE},clean", "bf16 weights and KV cache, for --target triton"),
+    "gpu-int4": (f"{TRACE},{DECODE},quantize{{format=int4 group=128 symmetric}},clean",
+                 "4-bit weights in groups of 128, bf16 KV cache, for --target triton"),
 }
 """Pipeline text for a decoder and what it is for, by name."""
 

@@ -34,7 +34,7 @@ class Recognize(Pass):
     def run(self, module: Module, ctx: Context) -> int:
         _tidy(module)
         sites = 0
-        while found := rewrite(module, self._rules(), misses=ctx.misses):
+        while found := ctx.rewrite(module, self._rules()):
             sites += found
             _tidy(module)
         return sites

@@ -66,8 +66,6 @@ class MaskedBias(Rule):
         op = m["attention"]
         if op.bias is None:
             raise Elsewhere("there is no bias", op.result)
-        if op.mask is not None:
-            raise NoMatch("there is a mask already", op.mask)
         seen = Visibility()
         if op.causal:
             seen.limit(ahead=1)
@@ -90,9 +88,11 @@ class MaskedBias(Rule):
         causal, window = seen.attributes
         if (causal or window is not None) and op.q.type.dims[2] != op.k.type.dims[2]:
             raise NoMatch("queries and keys differ in number, so positions cannot be told from indices", op.k)
+        if seen.padding and op.mask is not None:
+            raise NoMatch("there is a padding mask already", seen.padding[0])
         if len(seen.padding) > 1 or any(p.type.dims[1:] != (op.k.type.dims[2],) for p in seen.padding):
             raise NoMatch("there are several padding masks", seen.padding[0])
-        m.extra.update(causal=causal, window=window, rest=rest, mask=seen.padding[0] if seen.padding else None)
+        m.extra.update(causal=causal, window=window, rest=rest, mask=seen.padding[0] if seen.padding else op.mask)
 
     def build(self, m: Match, b: Builder) -> Value:
         bias: Value | None = None

@@ -22,10 +22,10 @@ class ProductWithWeight(Rule):
     pattern = P(MatMul, V("x"), V("w"))
 
     def check(self, m: Match) -> None:
-        if m["w"].type.rank != 2:
-            raise NoMatch(f"the right factor has rank {m['w'].type.rank}", m["w"])
         if not from_weights(m["w"]):
-            raise NoMatch("the right factor is no weight", m["w"])
+            raise Elsewhere("the right factor is no weight", m["w"])
+        if m["w"].type.rank != 2:
+            raise NoMatch(f"the weight has rank {m['w'].type.rank}", m["w"])
 
     def build(self, m: Match, b: Builder) -> Value:
         w = m["w"]
@@ -37,12 +37,14 @@ class ProductWithWeight(Rule):
 class LinearBias(Rule):
     """A linear without bias, plus a weight [out]."""
 
-    pattern = P(Add, P(Linear, bind="linear", bias=None), V("bias"))
+    pattern = P(Add, P(Linear, bind="linear"), V("bias"))
 
     def check(self, m: Match) -> None:
         linear, bias = m["linear"], m["bias"]
         if not from_weights(bias):
             raise Elsewhere("the summand is no weight", bias)
+        if linear.bias is not None:
+            raise NoMatch("the linear has a bias already", linear.bias)
         if bias.type.dims != linear.w.type.dims[:1]:
             raise NoMatch(f"the summand {bias.type} is no vector over the output features", bias)
         if linear.result.n_uses > 1:

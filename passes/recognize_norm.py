@@ -38,7 +38,11 @@ class CentredRmsNorm(Rule):
     def check(self, m: Match) -> None:
         if m["norm"].x.op is None:
             raise Elsewhere("its input is no difference", m["norm"].x)
-        m.extra["centred"] = inner = match(self.centred, m["norm"].x.op)
+        try:
+            m.extra["centred"] = inner = match(self.centred, m["norm"].x.op)
+        except NoMatch as miss:
+            near = (miss.matched or 0) > 1
+            raise (NoMatch if near else Elsewhere)(f"its input is no x - mean(x): {miss.reason}", miss.value) from None
         _over_last(inner["mean"])
 
     def build(self, m: Match, b: Builder) -> Value:
@@ -78,10 +82,12 @@ class NormWeight(Rule):
 class NormBias(Rule):
     """A layer norm without bias, plus a vector over its last axis."""
 
-    pattern = P(Add, P(LayerNorm, bind="norm", bias=None), V("bias"))
+    pattern = P(Add, P(LayerNorm, bind="norm"), V("bias"))
 
     def check(self, m: Match) -> None:
         norm, bias = m["norm"], m["bias"]
+        if norm.bias is not None or bias.type.rank > 1:
+            raise Elsewhere("it has a bias, or the summand is none", bias)
         if norm.result.n_uses > 1:
             raise NoMatch("the norm without bias is read elsewhere", norm.result)
         if bias.type.dims != norm.result.type.dims[-1:]:

@@ -10,7 +10,7 @@ from ingot.ir.op import Op
 from ingot.ir.ops.layout import Concat, Reshape, Slice, Split, Transpose
 from ingot.ir.ops.pointwise import Add, Cast, Cos, Mul, Neg, Sin, Sub
 from ingot.ir.ops.rope import Rope
-from ingot.ir.pattern import Elsewhere, Match, NoMatch, P
+from ingot.ir.pattern import Elsewhere, Match, NoMatch, P, V
 from ingot.ir.rewrite import Rule
 from ingot.ir.types import TensorType
 from ingot.ir.value import Value
@@ -43,10 +43,13 @@ class Turn:
 class RotatedSum(Rule):
     """x * cos + rotate(x) * sin, where rotate(x) is (-x2, x1) of the halves or of neighbouring pairs."""
 
-    pattern = P(Add, P(Mul, bind="left"), P(Mul, bind="right"))
+    pattern = P(Add, V("left"), V("right"))
 
     def check(self, m: Match) -> None:
-        for straight, crossed in ((m["left"], m["right"]), (m["right"], m["left"])):
+        left, right = m["left"].op, m["right"].op
+        if not isinstance(left, Mul) or not isinstance(right, Mul):
+            raise Elsewhere("it is no sum of products", m.op.result)
+        for straight, crossed in ((left, right), (right, left)):
             for rotated, sine in _orders(crossed):
                 found = _rotation(widened(rotated))
                 if found is None:
@@ -67,13 +70,13 @@ class RotatedSum(Rule):
 
 
 class RotatedParts(Rule):
-    """concat(a * cos - b * sin, b * cos + a * sin) for the halves a, b of x."""
+    """concat(a * cos - b * sin, b * cos + a * sin, rest) for the halves a, b of x, or of its first features, and the others."""
 
     pattern = P(Concat, bind="concat")
 
     def check(self, m: Match) -> None:
         xs = m["concat"].xs
-        if len(xs) != 2 or not isinstance(xs[0].op, Sub) or not isinstance(xs[1].op, Add):
+        if len(xs) < 2 or not isinstance(xs[0].op, Sub) or not isinstance(xs[1].op, Add):
             raise Elsewhere("the parts are no difference and sum of products", m.op.result)
         products = [v.op for v in (*xs[0].op.operands, *xs[1].op.operands) if isinstance(v.op, Mul)]
         if len(products) < 4:
@@ -82,18 +85,23 @@ class RotatedParts(Rule):
         for b_cos, a_sin in ((first, second), (second, first)):
             for a, cosine in _orders(a_cos):
                 for b, sine in _orders(b_sin):
-                    halves = _halves(widened(a), widened(b))
-                    if halves is None or (b, cosine) not in _orders(b_cos) or (a, sine) not in _orders(a_sin):
+                    x, rest = _halves(widened(a), widened(b)), xs[2:]
+                    if x is None:
+                        x, rest = _halves(widened(a), widened(b), rest=xs[2:]), ()
+                    if x is None or (b, cosine) not in _orders(b_cos) or (a, sine) not in _orders(a_sin):
                         continue
-                    m.extra["turn"] = turn = Turn(halves, _angle(cosine, sine), "half")
+                    m.extra["turn"] = turn = Turn(x, _angle(cosine, sine), "half")
+                    m.extra["rest"] = rest
                     if turn.angle.pairing != "once":
                         raise NoMatch("halves are multiplied by frequencies of the whole", cosine)
-                    _fits(turn, m.op.result.type)
+                    result = m.op.result.type
+                    _fits(turn, result.with_dims(*result.dims[:-1], x.type.dims[-1]), pairs=a.type.dims[-1])
                     return
         raise NoMatch("the products are not those of a rotation", m.op.result)
 
     def build(self, m: Match, b: Builder) -> Value:
-        return _rope(b, m["turn"], m.op.result.type)
+        turned = _rope(b, m["turn"], m.op.result.type)
+        return b(Concat((turned, *m["rest"]))) if m["rest"] else turned
 
 
 class PartialRotation(Rule):
@@ -158,10 +166,10 @@ def _unpaired(value: Value) -> Value | None:
     return op.x if isinstance(op, Reshape) and value.type.dims == (*op.x.type.dims, 1) else None
 
 
-def _halves(low: Value, high: Value) -> Value | None:
-    """x when `low` and `high` are its first and second half of features."""
+def _halves(low: Value, high: Value, *, rest: tuple[Value, ...] = ()) -> Value | None:
+    """x when `low` and `high` are the first and second half of its features, or of those before `rest`."""
     split = low.op
-    if not isinstance(split, Split) or split.results != (low, high) or split.sizes[0] != split.sizes[1]:
+    if not isinstance(split, Split) or split.results != (low, high, *rest) or split.sizes[0] != split.sizes[1]:
         return None
     return split.x if split.axis % split.x.type.rank == split.x.type.rank - 1 else None
 
@@ -177,14 +185,17 @@ def _neighbours(even: Value, odd: Value) -> Value | None:
     return a.x if even.type == odd.type and even.type.dims[-1] * 2 == a.x.type.dims[-1] else None
 
 
-def _fits(turn: Turn, result: TensorType) -> None:
-    """Raises NoMatch unless x is [b, h, s, d] or [b, s, h, d] and the positions run along its axes b and s."""
+def _fits(turn: Turn, result: TensorType, *, pairs: Dim | None = None) -> None:
+    """Raises NoMatch unless x is [b, h, s, d] or [b, s, h, d] and the positions run along its axes b and s.
+
+    pairs: of features that turn; None when all do.
+    """
     x, angle = turn.x, turn.angle
     if x.type.rank != 4 or x.type.dims != result.dims:
         raise NoMatch(f"the features are {x.type}, not [b, h, s, d]", x)
-    features = x.type.dims[-1]
-    if not isinstance(features, int) or angle.inv_freq.type.size != features // 2:
-        raise NoMatch(f"{angle.inv_freq.type.size} frequencies for {features} features", angle.inv_freq)
+    pairs = x.type.dims[-1] // 2 if pairs is None else pairs
+    if angle.inv_freq.type.size != pairs:
+        raise NoMatch(f"{angle.inv_freq.type.size} frequencies for {pairs} pairs of features", angle.inv_freq)
     axes = [a for a, d in zip(angle.axes, angle.pos.type.dims) if d != 1]
     if axes not in ([-2], [-3], [-4], [-4, -2], [-4, -3], []):
         raise NoMatch("positions run along other axes than batch and sequence", angle.pos)

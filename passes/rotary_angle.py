@@ -145,7 +145,7 @@ def _reshaped(op: Reshape, axes: Axes) -> Axes:
     """Axes before a reshape that only adds or removes axes of size one."""
     wide: list[tuple[Dim, int | None]] = [(d, a) for d, a in zip(op.shape, axes) if d != 1]
     if [d for d, _ in wide] != [d for d in op.x.type.dims if d != 1]:
-        raise NoMatch("the angle is reshaped", op.result)
+        raise NoMatch(f"the angle is reshaped from {op.x.type} to {op.result.type}", op.result)
     rest = iter(a for _, a in wide)
     return tuple(None if d == 1 else next(rest) for d in op.x.type.dims)
 

@@ -74,7 +74,7 @@ def _mentions(value: object, name: str) -> bool:
 
 def _attention(found: SequenceMap, op: Attention) -> None:
     if op.pos is not None:
-        raise PassError("attention already has positions: a cache was inserted before", where=op.loc)
+        raise PassError("attention already has positions: a cache was inserted before", where=op.loc, op=op)
     if not op.causal:
         raise _mixed(op, "is attention that sees later positions")
     if [found.axis.get(v) for v in (op.q, op.k, op.v)] != [2, 2, 2]:
@@ -103,7 +103,7 @@ def _carry(found: SequenceMap, op: Op) -> None:
 
 def _mixed(op: Op, how: str) -> PassError:
     result = f"%{op.results[0].hint}" if op.results and op.results[0].hint else op.name
-    return PassError(f"not a causal decoder: {op.name} ({result}) {how}", where=op.loc,
+    return PassError(f"not a causal decoder: {op.name} ({result}) {how}", where=op.loc, op=op,
                      hint="only causal attention may look along the sequence; compile it without a KV cache")
 
 

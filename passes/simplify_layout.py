@@ -8,7 +8,7 @@ from ingot.ir.op import Op
 from ingot.ir.ops.creation import Full, Scalar
 from ingot.ir.ops.layout import Concat, Expand, Reshape, Slice, Split, Take, TakeAlong, Transpose
 from ingot.ir.ops.reduce import Along
-from ingot.ir.pattern import Either, Elsewhere, Match, NoMatch, P, V
+from ingot.ir.pattern import Either, Elsewhere, Match, NoMatch, P, V, unread
 from ingot.ir.rewrite import Rule
 from ingot.ir.value import Const, Value
 from ingot.ir.weights import ArrayWeight
@@ -150,7 +150,7 @@ class TakeRun(Rule):
         index = m["index"]
         size = m["x"].type.dims[_axis(m.op)]
         if index.type.rank != 1 or not isinstance(index, Const) or not isinstance(index.weight, ArrayWeight):
-            raise Elsewhere("the index is no list of numbers", index)
+            raise (NoMatch if unread(index) else Elsewhere)(f"the index is no list of known numbers{unread(index)}", index)
         first, *rest = (int(i) for i in index.weight.array) if index.type.size else (0, 0)
         if rest != list(range(first + 1, first + 1 + len(rest))) or (first < 0 and not isinstance(size, int)):
             raise NoMatch("the positions are not consecutive", index)

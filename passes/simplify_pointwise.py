@@ -62,7 +62,7 @@ class ConstantRight(Rule):
         if not _constant(x):
             raise Elsewhere("the left operand is not constant", x)
         if _constant(y):
-            raise NoMatch("both operands are constant", y)
+            raise NoMatch("both operands are constant (fold-constants computes them)", y)
 
     def build(self, m: Match, b: Builder) -> Value:
         x, y = m.op.operands
@@ -88,16 +88,17 @@ class Identity(Rule):
 class ScalarChain(Rule):
     """(x + a) + b = x + (a + b), (x * a) * b = x * (a * b), when nothing else reads the inner result."""
 
-    pattern = P((Add, Mul), P((Add, Mul), V("x"), S("a"), bind="inner"), S("b"))
+    pattern = P((Add, Mul), V("inner"), S("b"))
 
     def check(self, m: Match) -> None:
-        inner = m["inner"]
-        if type(inner) is not type(m.op):
-            raise NoMatch(f"{inner.name} inside {m.op.name}", inner.result)
+        inner = m["inner"].op
+        if not isinstance(inner, Add | Mul) or type(inner) is not type(m.op) or scalar_of(inner.y) is None:
+            raise Elsewhere("the other operand is no such op with a scalar", m["inner"])
         if inner.result.n_uses > 1:
             raise NoMatch("the inner result is read elsewhere", inner.result)
-        if inner.result.type != m.op.result.type or m["x"].type != m.op.result.type:
-            raise NoMatch("the types differ", m["x"])
+        if inner.result.type != m.op.result.type or inner.x.type != m.op.result.type:
+            raise NoMatch("the types differ", inner.x)
+        m.extra["x"], m.extra["a"] = inner.x, scalar_of(inner.y)
 
     def build(self, m: Match, b: Builder) -> Value:
         a, c = m["a"], m["b"]
@@ -252,17 +253,16 @@ class BroadcastOperand(Rule):
     pattern = P(Pointwise)
 
     def check(self, m: Match) -> None:
-        if not any(isinstance(v.op, Expand | Reshape) for v in m.op.operands):
+        expanded = {v: inner for v in m.op.operands if (inner := _unexpanded(v)) is not v}
+        if not expanded:
             raise Elsewhere("no operand is expanded", m.op.operands[0])
-        source = {v: _unexpanded(v) for v in m.op.operands}
         # One at a time: two operands may each be given the shape by the other.
-        for value, inner in source.items():
-            if inner is not value:
-                twin = m.op.clone({value: inner})
-                if twin.results[0].type == m.op.result.type:
-                    m.extra["twin"] = twin
-                    return
-        raise NoMatch("the result takes its shape from the expanded operand", m.op.operands[0])
+        for value, inner in expanded.items():
+            twin = m.op.clone({value: inner})
+            if twin.results[0].type == m.op.result.type:
+                m.extra["twin"] = twin
+                return
+        raise NoMatch("the result takes its shape from the expanded operand", next(iter(expanded)))
 
     def build(self, m: Match, b: Builder) -> Value:
         return b(m["twin"])

@@ -15,8 +15,8 @@ LAYERS = {"ir": ROOT / "ir", "frontend": ROOT / "frontend", "passes": ROOT / "pa
           "runtime": ROOT / "runtime", "ingot": ROOT / "src/ingot"}
 MAY_IMPORT = {
     "ir": {"errors", "ir"},
-    "frontend": {"errors", "ir", "frontend"},
-    "passes": {"errors", "ir", "passes"},
+    "frontend": {"errors", "importing", "ir", "frontend"},
+    "passes": {"errors", "importing", "ir", "passes"},
     "backends": {"errors", "ir", "backends"},
     "runtime": {"errors", "runtime"},
 }

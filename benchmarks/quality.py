@@ -1,0 +1,106 @@
+"""What quantising a decoder costs: perplexity of every format and method on the same text, with time and memory.
+
+    python benchmarks/quality.py CHECKPOINT --text test.npz --calib calib.npz [--every 2] [--only NAME ...] [--json FILE]
+
+Every pipeline runs in a process of its own, so that its peak memory is its own. Text and calibration text are chunks of
+token ids by domain (.npz); every domain's chunks are taken in turn for calibration. Perplexity is of the torch executor in
+float32: exp of the mean cross-entropy of all next-token predictions, chunks predicted from their own beginning.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+PIPELINES = {
+    "fp32": "",
+    "int8 rows rtn": "quantize{format=int8 group=0 OPTIONS}",
+    "int4 g128 rtn": "quantize{format=int4 group=128 OPTIONS}",
+    "int4 g128 symmetric rtn": "quantize{format=int4 group=128 symmetric OPTIONS}",
+    "int4 g128 rtn mse": "quantize{format=int4 group=128 clip=mse OPTIONS}",
+    "int4 g128 awq": "awq{format=int4 group=128},quantize{format=int4 group=128 clip=mse OPTIONS}",
+    "int4 g128 gptq": "quantize{format=int4 group=128 method=gptq OPTIONS}",
+    "int4 g128 symmetric gptq": "quantize{format=int4 group=128 symmetric method=gptq OPTIONS}",
+    "int4 g128 rotate gptq": "rotate,quantize{format=int4 group=128 method=gptq OPTIONS}",
+    "int4 g32 rtn": "quantize{format=int4 group=32 OPTIONS}",
+    "int4 g32 gptq": "quantize{format=int4 group=32 method=gptq OPTIONS}",
+    "int3 g128 rtn": "quantize{format=int3 group=128 OPTIONS}",
+    "int3 g128 gptq": "quantize{format=int3 group=128 method=gptq OPTIONS}",
+    "int2 g64 gptq": "quantize{format=int2 group=64 method=gptq OPTIONS}",
+    "nf4 g64 rtn": "quantize{format=nf4 OPTIONS}",
+    "nf4 g64 gptq": "quantize{format=nf4 method=gptq OPTIONS}",
+    "nvfp4 rtn": "quantize{format=nvfp4 OPTIONS}",
+    "nvfp4 gptq": "quantize{format=nvfp4 method=gptq OPTIONS}",
+    "mxfp4 rtn": "quantize{format=mxfp4 OPTIONS}",
+    "mxfp4 gptq": "quantize{format=mxfp4 method=gptq OPTIONS}",
+}
+OPTIONS = "lm-head=none"
+"""The output projection stays as it is everywhere, so that the rows compare what is rounded in the layers."""
+
+
+def in_turn(path: Path, count: int | None) -> np.ndarray:
+    """Chunks of all domains, one of each in turn, i64[n, tokens]."""
+    from ingot.runtime.evaluate import load_chunks
+
+    domains = list(load_chunks(path).values())
+    return np.stack([d[i] for i in range(max(map(len, domains))) for d in domains if i < len(d)][:count])
+
+
+def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.ndarray, context: int) -> dict[str, object]:
+    """One pipeline: perplexity, seconds of the pipeline, peak bytes up to its end, and the last receipt's details."""
+    from ingot.backends.torch.executor import Executor
+    from ingot.compiler import load
+    from ingot.passes.base import Context
+    from ingot.passes.pipeline import parse_pipeline, run_pipeline
+    from ingot.passes.recipes import TRACE
+    from ingot.runtime.evaluate import perplexity
+
+    module = load(checkpoint)
+    run_pipeline(module, parse_pipeline(TRACE))
+    start = time.perf_counter()
+    batches = [row[None] for row in calibration.reshape(-1, context)]
+    receipts = run_pipeline(module, parse_pipeline(pipeline), Context(calibration=batches)) if pipeline else []
+    parts = [c.weight.materialize().size for c in module.consts.values()]
+    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    executor = Executor(module, keep=True)
+    pos = np.arange(text.shape[1])[None]
+    found = perplexity(lambda ids: executor.run({"ids": ids, "pos": pos})[0].numpy(), text)
+    return {"pipeline": pipeline, "perplexity": found.perplexity, "interval95": found.interval, "seconds": seconds,
+            "peak_bytes": peak, "weights": len(parts), "details": receipts[-1].details if receipts else {}}
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
+@click.option("--text", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--calib", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--every", default=2, show_default=True, help="Of all chunks in order of the file, every how manyth is measured.")
+@click.option("--calib-chunks", default=32, show_default=True)
+@click.option("--context", default=1024, show_default=True, help="Tokens of a calibration sequence; chunks are cut.")
+@click.option("--only", multiple=True, help="Rows of the table by name.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Records by name; those of other rows are kept.")
+@click.option("--worker", hidden=True)
+def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: int, context: int, only: tuple[str, ...],
+         out: Path | None, worker: str | None) -> None:
+    if worker is not None:
+        from ingot.runtime.evaluate import load_chunks, merged
+
+        chunks = merged(load_chunks(text))[::every]
+        print(json.dumps(measured(checkpoint, PIPELINES[worker].replace("OPTIONS", OPTIONS), chunks,
+                                  in_turn(calib, calib_chunks), context)))
+        return
+    records = json.loads(out.read_text()) if out is not None and out.exists() else {}
+    for name in only or PIPELINES:
+        run = subprocess.run([sys.executable, *sys.argv, "--worker", name], stdout=subprocess.PIPE, text=True, check=True)
+        records[name] = record = json.loads(run.stdout.splitlines()[-1])
+        click.echo(f"{name:28} {record['perplexity']:8.3f}  {record['seconds']:7.1f} s  {record['peak_bytes'] / 1e9:5.2f} GB")
+        if out is not None:
+            out.write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

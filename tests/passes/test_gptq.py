@@ -1,0 +1,206 @@
+"""GPTQ on arrays, compensation in closed form, and the whole of it in graph order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ingot.errors import IRError, PassError
+from ingot.ir.copy import copy_module
+from ingot.ir.formats import FORMATS, Format, format_named
+from ingot.ir.interpret import run
+from ingot.ir.module import Module
+from ingot.ir.ops.quant import Dequantize
+from ingot.ir.weights import ArrayWeight
+from ingot.passes import rtn
+from ingot.passes.base import Context
+from ingot.passes.gptq import feedback, gptq
+from ingot.passes.moments import Moments
+from ingot.passes.pipeline import parse_pipeline, run_pipeline
+from ingot.testing import Decoder
+from tests.passes.test_rotate import LLAMA
+
+formats = pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda f: f.name)
+
+
+def correlated(k: int, *, tokens: int = 512, seed: int = 0) -> np.ndarray:
+    """Inputs f32[tokens, k] whose channels depend on each other and differ in size."""
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(k, k)) * 0.1 + np.diag(np.exp(rng.normal(size=k)))
+    return (rng.normal(size=(tokens, k)) @ mix).astype(np.float32)
+
+
+def moments(x: np.ndarray) -> np.ndarray:
+    return x.T @ x / len(x)
+
+
+def weight(n: int = 24, k: int = 80, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, k)).astype(np.float32)
+
+
+def lost(w: np.ndarray, coded: np.ndarray, second: np.ndarray) -> float:
+    return float(np.vdot((w - coded) @ second, w - coded))
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+@formats
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_loses_less_than_the_nearest_codes_under_the_best_steps(fmt: Format, symmetric: bool) -> None:
+    w, second = weight(), moments(correlated(80))
+    group = fmt.group or 80
+    made = gptq(w, fmt, feedback(second, group=group), symmetric=symmetric)
+    nearest = rtn.rounded(w, fmt, group=group, symmetric=symmetric, search=True)
+    assert lost(w, made.decoded(), second) < 0.8 * lost(w, nearest.decoded(), second)
+    assert made.codes.shape == w.shape
+    assert made.codes.dtype == fmt.code.numpy
+    assert {name: (a.shape, a.dtype) for name, a in made.parts.items()} == {
+        name: (a.shape, a.dtype) for name, a in nearest.parts.items()}
+
+
+def test_is_the_paper_s_update_by_the_inverse() -> None:
+    """Column by column: the rest takes on -e / [H^-1]_jj [H^-1]_j: after which j leaves the inverse (equations 2 and 3)."""
+    w, second = weight(6, 12), moments(correlated(12))
+    fmt = format_named("int3")
+    how = feedback(second, group=12, damping=0.0)
+    scales = rtn.chosen_steps(w, fmt, group=12)
+    order = np.concatenate(how.groups)
+    inverse = np.linalg.inv(second.astype(np.float64)[np.ix_(order, order)])
+    left, values = w.astype(np.float64)[:, order], np.zeros(w.shape)
+    for j in range(12):
+        values[:, j] = fmt.decode(fmt.encode(left[:, j].astype(np.float32), scales.step[:, 0], scales.zero[:, 0]),
+                                  scales.step[:, 0], scales.zero[:, 0])
+        error = (left[:, j] - values[:, j]) / inverse[j, j]
+        left -= error[:, None] * inverse[j]
+        inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+        inverse[j, j] = 1
+    made = gptq(w, fmt, how, scales=scales)
+    np.testing.assert_allclose(made.decoded()[:, order], values, atol=1e-5)
+
+
+def test_independent_inputs_make_it_rounding_to_nearest() -> None:
+    w, fmt = weight(), format_named("int4")
+    made = gptq(w, fmt, feedback(np.eye(80, dtype=np.float32), group=16))
+    np.testing.assert_array_equal(made.codes, rtn.rounded(w, fmt, group=16, search=True).codes)
+
+
+def test_columns_go_by_importance_within_whole_groups() -> None:
+    second = np.diag(np.array([1, 5, 2, 9, 3, 8, 7], np.float32))
+    how = feedback(second, group=3)
+    assert [g.tolist() for g in how.groups] == [[6], [3, 5, 4], [1, 2, 0]]
+    assert not how.pull.any()
+
+
+def test_inputs_that_are_always_zero() -> None:
+    """Are counted, keep the nearest code, and disturb no other."""
+    x = correlated(80)
+    x[:, [3, 40]] = 0
+    w, fmt, how = weight(), format_named("int4"), feedback(moments(x), group=16)
+    assert how.dead == 2
+    made = gptq(w, fmt, how)
+    assert np.isfinite(made.decoded()).all()
+    nearest = fmt.encode(w[:, 3], made.scales.step[:, 0], made.scales.zero[:, 0])
+    np.testing.assert_array_equal(made.codes[:, 3], nearest)
+    assert feedback(np.zeros((8, 8), np.float32), group=4).dead == 8
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    second = moments(correlated(80))
+    second[3, 3] = np.inf
+    with pytest.raises(IRError, match="second moments of its inputs are not finite"):
+        feedback(second, group=16)
+    w = weight()
+    w[2, 2] = np.nan
+    with pytest.raises(IRError, match="NaN or infinite"):
+        gptq(w, format_named("int4"), feedback(np.eye(80, dtype=np.float32), group=16))
+
+
+def test_compensation_is_the_least_squares_weight() -> None:
+    """Without a ridge, T x is as near to W x' + r' - r as any linear map of x."""
+    rng = np.random.default_rng(0)
+    original = correlated(12)
+    x = original + 0.3 * rng.normal(size=original.shape).astype(np.float32)
+    w, missing = weight(5, 12), rng.normal(size=(512, 5)).astype(np.float32)
+    linear = next(op for op in Decoder().module().ops if op.name == "linear")
+    made = Moments(moments(x), (original - x).T @ x / len(x), {linear: missing.T @ x / len(x)})  # type: ignore[dict-item]
+    wanted = np.linalg.lstsq(x, original @ w.T + missing, rcond=None)[0].T
+    np.testing.assert_allclose(made.target(linear, w, ridge=0.0), wanted, atol=1e-4)  # type: ignore[arg-type]
+    near, far = (np.abs(made.target(linear, w, ridge=r) - w).max() for r in (100.0, 0.1))  # type: ignore[arg-type]
+    assert near < 0.05 < far
+
+
+# --- in graph order ---------------------------------------------------------------------------------------------------
+
+
+CALIBRATION = [np.random.default_rng(s).integers(0, 24, (8, 16)) for s in range(4)]
+TEST = np.random.default_rng(99).integers(0, 24, (8, 16))
+
+
+def decoder(**changes: object) -> Module:
+    return Decoder(**LLAMA | {"width": 32, "head_dim": 6, "tied": False, "layers": 3} | changes).module()  # type: ignore[arg-type]
+
+
+def logits(module: Module) -> np.ndarray:
+    return run(module, [TEST, np.broadcast_to(np.arange(16), TEST.shape)])[0]
+
+
+def quantised(module: Module, options: str) -> tuple[Module, dict[str, object]]:
+    after = copy_module(module)
+    [receipt] = run_pipeline(after, parse_pipeline(f"quantize{{{options}}}"), Context(calibration=CALIBRATION))
+    return after, receipt.details
+
+
+@pytest.mark.parametrize("changes", [{}, {"qkv": "fused", "mlp_fused": True, "norm": "layer", "norm_bias": True,
+                                          "mlp_bias": True}],
+                         ids=["plain", "fused"])
+def test_the_model_loses_less(changes: dict[str, object]) -> None:
+    module = decoder(**changes)
+    wanted = logits(module)
+    errors = [float(np.square(logits(quantised(module, f"format=int3 group=16 {o}")[0]) - wanted).mean())
+              for o in ("clip=mse", "method=gptq")]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_the_receipt_tells_what_was_lost() -> None:
+    module = decoder()
+    after, details = quantised(module, "format=int4 group=32 method=gptq")
+    assert not any(c.type.dtype.is_float and c.type.rank == 2 and "scale" not in c.name for c in after.consts.values()
+                   if c.name != "embed")
+    assert sum(isinstance(op, Dequantize) for op in after.ops) == details["weights"] == 3 * 7 + 1
+    assert set(details["lost"]) == {"mean", "worst", "weight"}  # type: ignore[call-overload]
+    assert 0 < details["lost"]["mean"] <= details["lost"]["worst"] < 0.05  # type: ignore[index]
+    assert details["lost"]["weight"] in module.consts  # type: ignore[index]
+    assert details["dead_inputs"] == 0
+
+
+def test_the_same_codes_every_time() -> None:
+    one, two = (quantised(decoder(), "format=int4 group=32 method=gptq")[0] for _ in range(2))
+    for a, b in zip(one.consts.values(), two.consts.values(), strict=True):
+        np.testing.assert_array_equal(a.weight.materialize(), b.weight.materialize())
+        assert a.weight.origin == b.weight.origin
+
+
+def test_tied_weights_and_single_steps_are_rounded_to_nearest() -> None:
+    after, details = quantised(decoder(tied=True), "format=int4 group=16 method=gptq")
+    nearest, _ = quantised(decoder(tied=True), "format=int4 group=16")
+    np.testing.assert_array_equal(*(m.consts["embed.packed"].weight.materialize() for m in (after, nearest)))
+    assert details["weights"] == 3 * 7 + 1
+    _, details = quantised(decoder(), "format=int8 per-tensor symmetric method=gptq")
+    assert "lost" not in details
+
+
+def test_a_weight_whose_input_overflows_is_named() -> None:
+    module = decoder()
+    for name in ("l1.mlp.gate", "l1.mlp.up"):
+        const = module.consts[name]
+        module.set_weight(const, ArrayWeight(const.weight.materialize() * np.float32(1e12)))
+    with pytest.raises(PassError, match=r"@l1\.mlp\.down: the second moments of its inputs are not finite"):
+        quantised(module, "format=int4 group=32 method=gptq")
+
+
+@pytest.mark.parametrize(("text", "match"), [("quantize{method=gptq}", "quantize needs calibration text"),
+                                             ("insert-kv-cache,quantize{method=gptq}", "calibration cannot feed the inputs")])
+def test_refused(text: str, match: str) -> None:
+    with pytest.raises(PassError, match=match):
+        run_pipeline(decoder(), parse_pipeline(text), Context(calibration=CALIBRATION if "cache" in text else None))
