@@ -165,11 +165,15 @@ def _owned(func: Func) -> set[Op]:
             live.add(op)
             stack += [v.op for v in op.operands]
     returned = {v.op for v in func.returns}
-    owned = {op for op in live if not isinstance(op, FREE) or op in returned}
+    owned = {op for op in live if not _free(op) or op in returned}
     for op in reversed(func.ops):
         if op in owned and op not in returned and (_only_for_attention(op, owned) or _cast_weight(op)):
             owned.discard(op)
     return owned
+
+
+def _free(op: Op) -> bool:
+    return isinstance(op, FREE)
 
 
 def _only_for_attention(op: Op, owned: Container[Op]) -> bool:

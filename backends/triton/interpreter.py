@@ -18,13 +18,6 @@ import ml_dtypes
 import numpy as np
 
 
-def interpreted() -> bool:
-    """Whether Triton was imported to interpret kernels rather than to compile them."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
-
-
 @contextmanager
 def repaired() -> Iterator[None]:
     """Within it, the interpreter rounds to nearest even and computes on the numbers that bf16 and fp8 bits stand for."""

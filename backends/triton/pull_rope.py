@@ -26,9 +26,9 @@ def rope(op: Rope, pull: Pull, value: Value, index: Index, guards: Guards) -> Te
         partner = remainder(d + half, width, pull.bounds)
         first = Term(f"{pull.dim(d).operand} < {half}", bool_, pull.dim(d).axes)
     first = pull.name("first", first)
-    passes = op.x.type.dims[3] != width
+    inside: Term | None = None
     within = guards
-    if passes:
+    if op.x.type.dims[3] != width:
         at = pull.dim(d)
         inside = pull.name("turns", Term(f"{at.operand} < {width}", bool_, at.axes))
         within = (*guards, pull.guard(inside))
@@ -43,7 +43,7 @@ def rope(op: Rope, pull: Pull, value: Value, index: Index, guards: Guards) -> Te
     turned = x * cos + signed * sin
     if op.scale != 1:
         turned = turned * op.scale
-    if passes:
+    if inside is not None:
         turned = Term(f"tl.where({inside.text}, {turned.text}, {x.text})", kind, joined(inside, turned, x), atomic=True)
     return pull.name(value.hint or "rope", turned)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -27,10 +28,12 @@ def choose(logits: torch.Tensor, choice: Choice, *, uniform: torch.Tensor | None
 
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
+    greedy: Any = sampling_kernels.greedy
+    sample: Any = sampling_kernels.sample
     if choice.temperature == 0:
-        sampling_kernels.greedy[(rows,)](logits, out, vocab, BLOCK=BLOCK, num_warps=8)
+        greedy[(rows,)](logits, out, vocab, BLOCK=BLOCK, num_warps=8)
         return out
     drawn = torch.rand(rows, device=logits.device) if uniform is None else uniform
-    sampling_kernels.sample[(rows,)](logits, drawn, out, vocab, 1.0 / choice.temperature, choice.top_k, choice.top_p,
-                                     choice.min_p, BLOCK=BLOCK, num_warps=8)
+    sample[(rows,)](logits, drawn, out, vocab, 1.0 / choice.temperature, choice.top_k, choice.top_p, choice.min_p, BLOCK=BLOCK,
+                    num_warps=8)
     return out
