@@ -36,7 +36,7 @@ from ingot.ir.text import parse_module, print_module
 from ingot.ir.verify import verify
 from ingot.ir.weights import ArrayWeight, UnknownWeight
 from ingot.passes.base import Context, Pass
-from ingot.passes.clean import STAGES, Clean
+from ingot.passes.cleanup.clean import STAGES, Clean
 from ingot.testing import assert_contract, copy_module, decoders, difference, graphs, inputs_for, pipelines
 
 ROOT = Path(__file__).parents[1]

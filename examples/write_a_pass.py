@@ -19,7 +19,7 @@ from ingot.ir.pattern import Match, NoMatch, P, S, V, match
 from ingot.ir.rewrite import Rule
 from ingot.ir.value import Const, Value
 from ingot.passes.base import Context, Pass
-from ingot.passes.fold_constants import folded
+from ingot.passes.cleanup.fold_constants import folded
 from ingot.testing import assert_contract, decoders
 
 

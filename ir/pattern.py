@@ -295,7 +295,10 @@ def matches(pattern: Pattern, op: Op) -> Iterator[Match]:
 def nearest(pattern: Pattern, op: Op) -> NoMatch | None:
     """What is wrong with an op that a pattern fits but for one mistake, of several ways the one with most ops; else None."""
     trace = Trace(forgiving=True)
-    found = max(pattern.match(op.results[0], {}, trace), key=lambda bound: len(ops_of(bound)), default=None)
+    try:
+        found = max(pattern.match(op.results[0], {}, trace), key=lambda bound: len(ops_of(bound)), default=None)
+    except IngotError:  # a condition that cannot be asked here
+        return None
     if found is None or _MISTAKE not in found:
         return None
     reason, value = found[_MISTAKE]

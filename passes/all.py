@@ -1,19 +1,18 @@
 """Imports every pass, so that pipelines find them by name."""
 
-from ingot.passes import (  # noqa: F401
-    awq,
-    canonicalize,
-    clean,
-    cse,
-    dce,
-    float_kv_cache,
-    fold_constants,
-    fuse,
-    insert_kv_cache,
-    merge_lora,
-    quantize,
-    recognize,
-    rotate,
-    smooth,
-    take_logits,
-)
+import ingot.passes.cache.float_kv_cache
+import ingot.passes.cache.insert_kv_cache
+import ingot.passes.cache.take_logits
+import ingot.passes.cleanup.canonicalize
+import ingot.passes.cleanup.clean
+import ingot.passes.cleanup.cse
+import ingot.passes.cleanup.dce
+import ingot.passes.cleanup.fold_constants
+import ingot.passes.fusion.fuse
+import ingot.passes.lora.lora_inputs
+import ingot.passes.lora.merge_lora
+import ingot.passes.quantization.awq
+import ingot.passes.quantization.quantize
+import ingot.passes.quantization.smooth
+import ingot.passes.recognition.recognize
+import ingot.passes.rotation.rotate  # noqa: F401

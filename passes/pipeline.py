@@ -20,9 +20,9 @@ from ingot.ir.ops.quant import Dequantize
 from ingot.ir.text.parser import split_pipeline
 from ingot.ir.verify import verify
 from ingot.passes.base import PASSES, Context, Pass, make_pass
-from ingot.passes.contract import Check, check_contract
+from ingot.passes.contracts.contract import Check, check_contract
+from ingot.passes.contracts.snapshot import Snapshot
 from ingot.passes.plugins import load_plugins
-from ingot.passes.snapshot import Snapshot
 
 _STAGE = re.compile(r"([a-z][\w-]*)(?:\{([^{}]*)\})?$")
 

@@ -43,6 +43,8 @@ class GenerateOptions:
     """Strings that end a row; nothing of them is in the text."""
     chunk: int = CHUNK
     """Prompt tokens per call in prefill."""
+    adapters: tuple[str | None, ...] = ()
+    """Adapters of the artifact, by name: one for all prompts, or one for each (None for none)."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "chunk"):
@@ -141,7 +143,7 @@ class Generation:
         sampler = Sampler(options.sampling, rows=len(self._prompts))
         started = time.perf_counter()
         longest = max((len(ids) for ids in self._prompts), default=0)
-        session.reset(len(self._prompts), reserve=longest + options.max_new_tokens)
+        session.reset(len(self._prompts), reserve=longest + options.max_new_tokens, adapters=options.adapters)
         logits = session.prefill(self._prompts, chunk=options.chunk, append=True)
         self._prefill_seconds = time.perf_counter() - started
         for row, ids in enumerate(self._prompts):

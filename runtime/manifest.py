@@ -33,7 +33,7 @@ class Port:
     dims: tuple[int | str, ...]
     """Sizes; a string is a symbol. In a decoder: B batch, S new tokens, N wanted logits, T cache capacity."""
     role: str = "other"
-    """ids, positions, take, logits, cache, cache_scale or other."""
+    """ids, positions, take, adapter, logits, cache, cache_scale or other."""
     aliases: str | None = None
     """For an output: the input whose buffer it is written into."""
 
@@ -69,6 +69,8 @@ class Manifest:
     window: int | None = None
     """Sliding attention window in tokens, when every layer has the same one."""
     vocab: int = 0
+    adapters: tuple[str, ...] = ()
+    """Adapters that rows may choose from, by name: the input with the role adapter takes 1 for the first, 0 for none."""
     prefill_graph: str | None = None
     """A second graph with the same ports, faster on many tokens."""
     prefill_from: int = 0

@@ -42,12 +42,14 @@ class Session:
         self._graph = graph
         self._prefill_graph: Graph | None = None
         self._lengths: Ids = np.zeros(0, np.int64)
+        self._adapters: Ids = np.zeros(0, np.int64)
         self._step: _Call | None = None
         steps = cache_steps(manifest, path) if manifest.prefill_graph is not None else {}
         self._cache = KVCache(manifest.states, context=manifest.context, steps=steps)
         _check_ports(path, manifest, graph)
         if manifest.kind == "decoder":
-            self._roles = {role: manifest.input_with_role(role) for role in ("ids", "positions", "take")}
+            roles = ("ids", "positions", "take", *(("adapter",) if manifest.adapters else ()))
+            self._roles = {role: manifest.input_with_role(role) for role in roles}
             extra = len(manifest.inputs) - len(manifest.states) - len(self._roles)
             if extra:
                 raise ArtifactError(f"this decoder has {extra} inputs whose role the runtime does not know", where=str(path))
@@ -89,16 +91,22 @@ class Session:
         """Size of the cache buffers (bytes)."""
         return self._cache.nbytes
 
-    def reset(self, batch: int = 1, *, reserve: int = 0) -> None:
-        """Starts `batch` empty rows with room for `reserve` positions, to spare growing later."""
+    def reset(self, batch: int = 1, *, reserve: int = 0, adapters: Sequence[str | None] = ()) -> None:
+        """Starts `batch` empty rows with room for `reserve` positions, to spare growing later.
+
+        adapters: those of the artifact that the rows use, by name, None for none; one is for all rows, no entry is none.
+        """
         self._require_decoder()
+        self._adapters = self._numbers(adapters, batch)
         self._lengths = np.zeros(batch, np.int64)
         self._reserve(min(reserve, self.context))
 
-    def prefill(self, prompts: Sequence[ArrayLike], *, chunk: int = CHUNK, append: bool = False) -> Floats:
+    def prefill(self, prompts: Sequence[ArrayLike], *, chunk: int = CHUNK, append: bool = False,
+                adapters: Sequence[str | None] = ()) -> Floats:
         """Feeds one prompt per row and returns the logits after its last token, f32[B, V].
 
-        prompts: token ids i64[n] of any lengths from 1 on. append: continue the rows held, instead of new ones.
+        prompts: token ids i64[n] of any lengths from 1 on. append: continue the rows held, instead of new ones. adapters:
+        of new rows, as in `reset`.
         Rows run one after the other, each on its own slice of the cache, `chunk` tokens a call: a row's result
         does not depend on its neighbours, and no call works on padding.
         GenerateError when a prompt is empty, has unknown ids or does not fit the context.
@@ -113,7 +121,7 @@ class Session:
         for index, (start, ids) in enumerate(zip(starts, rows, strict=True)):
             self._check_prompt(index, int(start), ids)
         if not append:
-            self.reset(len(rows))
+            self.reset(len(rows), adapters=adapters)
         self._reserve(int(max(start + len(ids) for start, ids in zip(starts, rows, strict=True))))
         logits = np.empty((len(rows), self.manifest.vocab), np.float32)
         for row, ids in enumerate(rows):
@@ -134,6 +142,7 @@ class Session:
             graph = self._choose(self.batch, None)
             self._step = _Call(graph, self, batch=self.batch, tokens=1, wanted=1)
         call = self._step
+        call.adapter[:] = self._adapters
         call.ids[:, 0] = ids
         call.positions[:, 0] = self._lengths
         call.run()
@@ -160,10 +169,10 @@ class Session:
         return np.concatenate([self._call(tokens[row : row + 1], wanted[row : row + 1], row=row, prefill=prefill)
                                for row in range(batch)])
 
-    def logits(self, ids: ArrayLike, *, prefill: bool | None = None) -> Floats:
-        """Logits of whole sequences from an empty cache: ids i64[B, S] to f32[B, S, V]."""
+    def logits(self, ids: ArrayLike, *, prefill: bool | None = None, adapters: Sequence[str | None] = ()) -> Floats:
+        """Logits of whole sequences from an empty cache: ids i64[B, S] to f32[B, S, V]. adapters: as in `reset`."""
         tokens = np.atleast_2d(np.asarray(ids, np.int64))
-        self.reset(len(tokens))
+        self.reset(len(tokens), adapters=adapters)
         return self.forward(tokens, prefill=prefill)
 
     def rewind(self, count: int | ArrayLike) -> None:
@@ -179,6 +188,7 @@ class Session:
         if len(rows) == 0 or min(rows) < 0 or max(rows) >= self.batch:
             raise GenerateError(f"cannot keep the rows {list(rows)} of {self.batch}")
         self._lengths = self._lengths[np.asarray(rows)]
+        self._adapters = self._adapters[np.asarray(rows)]
         self._cache.select(rows)
         self._step = None
 
@@ -200,7 +210,7 @@ class Session:
         graph = self._choose(batch * tokens if total is None else total, prefill)
         call = _Call(graph, self, batch=batch, tokens=tokens, wanted=take.shape[1], row=row)
         rows = slice(None) if row is None else slice(row, row + 1)
-        call.ids[:], call.take[:] = ids, take
+        call.ids[:], call.take[:], call.adapter[:] = ids, take, self._adapters[rows]
         call.positions[:] = self._lengths[rows, None] + np.arange(tokens)
         call.run()
         self._lengths[rows] += tokens
@@ -244,6 +254,18 @@ class Session:
             raise GenerateError(f"prompt {index} has {len(ids):,} tokens{after}, the model's context is {self.context:,}",
                                 hint="shorten the prompt")
 
+    def _numbers(self, adapters: Sequence[str | None], batch: int) -> Ids:
+        """What the graph takes for the names of adapters."""
+        known = self.manifest.adapters
+        named = list(adapters) * batch if len(adapters) == 1 else list(adapters) or [None] * batch
+        if len(named) != batch:
+            raise GenerateError(f"{len(named)} adapters for {batch} rows", hint="give one for each row, or one for all")
+        for name in named:
+            if name is not None and name not in known:
+                raise GenerateError(f"this artifact has no adapter {name}", hint=f"it has {', '.join(known)}" if known else
+                                    "compile it with lora-inputs{adapters=DIR+DIR}")
+        return np.array([0 if name is None else known.index(name) + 1 for name in named], np.int64)
+
     def _require_decoder(self) -> None:
         if self.manifest.kind != "decoder":
             raise GenerateError(f"this artifact is of kind {self.manifest.kind}; only a decoder generates text",
@@ -269,9 +291,11 @@ class _Call:
         self.ids: Ids = np.zeros((batch, tokens), np.int64)
         self.positions: Ids = np.zeros((batch, tokens), np.int64)
         self.take: Ids = np.zeros((batch, wanted), np.int64)
+        self.adapter: Ids = np.zeros(batch, np.int64)
         self.logits: Floats = zeros((batch, wanted, session.manifest.vocab), "f32")
-        for role, array in (("ids", self.ids), ("positions", self.positions), ("take", self.take)):
-            self._binding.bind_ortvalue_input(roles[role].name, value(array))
+        given = {"ids": self.ids, "positions": self.positions, "take": self.take, "adapter": self.adapter}
+        for role, port in roles.items():
+            self._binding.bind_ortvalue_input(port.name, value(given[role]))
         self._binding.bind_ortvalue_output(logits.name, value(self.logits))
         session._cache.bind(self._binding, row=row)
 

@@ -51,8 +51,8 @@ class Kernel:
 def kernel(lo: Lowering, w: Value, allowed: tuple[int, ...]) -> Kernel:
     """The weight behind a value, for kernels of some bits. Raises Decline when they cannot take it."""
     op = w.op
-    if not isinstance(op, Dequantize) or not isinstance(op.packed, Const) or not isinstance(op.zero, Const | None):
-        raise Decline("the weight is not quantised, or with computed codes")
+    if not isinstance(op, Dequantize) or not all(isinstance(v, Const) for v in op.operands):
+        raise Decline("the weight is not quantised, or not all of it is stored")
     fmt, (n, k) = format_named(op.format), op.packed.type.shape
     bits, block = kernel_bits(fmt), kernel_block(op.group, k)
     if not block or bits not in allowed or work_type(op) != f32:

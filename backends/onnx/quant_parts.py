@@ -11,7 +11,7 @@ import numpy as np
 
 from ingot.backends.onnx.dtypes import held
 from ingot.backends.onnx.made_at_load import by_byte, scale_values
-from ingot.ir.formats import Format, Integer, format_named, grouped, pack_bits
+from ingot.ir.formats import Format, Integer, format_named, pack_bits
 from ingot.ir.formats.scaling import SUPERBLOCK
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.types import DType, TensorType, f32, f64, i32, u8
@@ -80,15 +80,14 @@ def stored_bits(fmt: Format) -> int:
     return {2: 2, 8: 8}.get(fmt.bits, 4)
 
 
-def stored_bytes(lo: Lowering, codes: Const, bits: int, *, multiple: int = 1) -> str:
-    """The initializer of codes [..., k] as bytes u8[..., m], `bits` each, the first lowest; k padded to a multiple."""
+def stored_bytes(lo: Lowering, codes: Const, bits: int) -> str:
+    """The initializer of codes [..., k] as bytes u8[..., ceil(k * bits / 8)], the first in the lowest bits."""
     *rows, last = codes.type.shape
-    type_ = TensorType(u8, (*rows, -(-(last + -last % multiple) * bits // 8)))
+    type_ = TensorType(u8, (*rows, -(-last * bits // 8)))
 
     def pack(array: np.ndarray) -> np.ndarray:
         raw = array.view(np.uint8) if codes.type.dtype.is_float else array.astype(np.uint8)
-        padded = grouped(raw & np.uint8((1 << codes.type.dtype.bits) - 1), multiple).reshape(*rows, -1)
-        return pack_bits(padded, bits)
+        return pack_bits(raw & np.uint8((1 << codes.type.dtype.bits) - 1), bits)
 
     return lo.stored((codes.weight, "bytes", bits, type_), f"{codes.name}.bytes", lambda: lo.derive(codes.weight, type_, pack))
 

@@ -1,1 +1,17 @@
-"""Generated Triton kernels: a module as an ordered list of kernel launches on the GPU."""
+"""GPU kernels, generated: a module as an ordered list of Triton launches.
+
+    func ── groups ──> groups of ops ── outline, expand ──> one func each ── write ──> kernels ── module ──> launches
+
+A kernel is written by demand (`pull`): asked for an element of a result, it asks the operands for theirs, down to what lies
+in memory, so layout, lookups, decoding of weights and caches, and elementwise chains need no code of their own in any
+template. Index arithmetic is `Dim` arithmetic (`index`), element arithmetic the ops' own scalar expressions (`term`).
+
+    flat, rows              one element after the other; rows with reductions (norms, softmax, argmax)
+    matmul, gemv            products for many and few rows, and for one; prologue and epilogue from the graph
+    words, packing          weights in codes: 32-bit words, decoded in registers
+    attention               over blocks of keys, in one pass or split over programs
+    sampling                the next token, chosen on the device
+    module, decoder         launches in order; caches, and a decode step as one CUDA graph
+    tuning                  settings measured on the device, defaults without
+    aot, interpreter        what is proven where there is no GPU
+"""

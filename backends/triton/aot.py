@@ -33,10 +33,12 @@ class Compiled:
         return not self.spilled and self.shared <= SHARED_BYTES[self.capability]
 
 
-def compiled(kernel: Kernel, capability: int, *, settings: Mapping[str, int] | None = None) -> Compiled:
+def compiled(kernel: Kernel, capability: int, *, settings: Mapping[str, int] | None = None,
+             sizes: Mapping[str, int] | None = None) -> Compiled:
     """A kernel on an NVIDIA chip of a compute capability (90 for H100), with Triton's own assembler.
 
-    settings: constexprs and options other than the defaults.
+    settings: constexprs and options other than the defaults. sizes: what Triton would see at a launch: a size of 1 becomes a
+    constant, one that 16 divides is known to be.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -44,9 +46,12 @@ def compiled(kernel: Kernel, capability: int, *, settings: Mapping[str, int] | N
 
     given = {**kernel.options, **kernel.constants, **(settings or {})}
     constants = {name: given.pop(name) for name in kernel.constants}
+    given_sizes = sizes or {}
+    constants |= {name: 1 for name in kernel.sizes if given_sizes.get(name) == 1}
+    divisible = [i for i, name in enumerate(kernel.signature) if i < len(kernel.pointers) or not given_sizes.get(name, 1) % 16]
     source = ASTSource(fn=loaded(sources([kernel]))[kernel.name], constexprs=constants,
                        signature=kernel.signature | dict.fromkeys(constants, "constexpr"),
-                       attrs={(i,): [["tt.divisibility", 16]] for i in range(len(kernel.pointers))})
+                       attrs={(i,): [["tt.divisibility", 16]] for i in divisible})
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={**given, "enable_fp_fusion": True})
     registers, spilled = _assembled(str(binary.asm["ptx"]), capability)
     return Compiled(kernel.name, capability, registers, spilled, int(binary.metadata.shared))

@@ -149,6 +149,31 @@ def chunk_files() -> list[bytes]:
     return made
 
 
+REPRO = """module @slice {
+  dim S in 1..4
+  const @w : f32[2] = unknown()
+  func @forward(%x: f32[S, 2]) -> (f32[S, 2]) {
+    %y = mul(%x, @w) : f32[S, 2]
+    return %y
+  }
+}
+"""
+"""The slice of a repro, before and after."""
+
+
+def repro_arrays() -> list[bytes]:
+    file = io.BytesIO()
+    weight: Any = np.ones(2, np.float32)
+    np.savez(file, **{"input/x": np.ones((3, 2)), "before/w": weight, "after/w": 2 * weight})
+    return [file.getvalue()]
+
+
+def repro_records() -> list[bytes]:
+    trials: list[dict[str, object]] = [{"contract": "exact", "rtol": 1e-9}, {"contract": "lossy"},
+                                       {"contract": "cache", "batch": "B", "length": "S", "rtol": 1e-9}]
+    return [json.dumps({"version": 1, "pass": "clean", "value": "%y", "replays": False, **trial}).encode() for trial in trials]
+
+
 def texts() -> list[bytes]:
     return ["abba abc.\nÜber 東京 🙂".encode(), b"ab", b"\xff\xfe", b""]
 

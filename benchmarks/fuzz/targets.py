@@ -93,6 +93,23 @@ def _index(data: bytes, folder: Path) -> None:
         handle.materialize()
 
 
+def _repro_arrays(data: bytes, folder: Path) -> None:
+    _use_repro(folder, seeds.repro_records()[0], data)
+
+
+def _repro_record(data: bytes, folder: Path) -> None:
+    _use_repro(folder, data, seeds.repro_arrays()[0])
+
+
+def _use_repro(folder: Path, record: bytes, arrays: bytes) -> None:
+    from ingot.passes.contracts.repro import AFTER, ARRAYS, BEFORE, RECORD, read_repro
+
+    for name, content in {RECORD: record, ARRAYS: arrays, BEFORE: seeds.REPRO.encode(), AFTER: seeds.REPRO.encode()}.items():
+        (folder / name).write_bytes(content)
+    repro = read_repro(folder)
+    repro.judge(repro.after)
+
+
 def _adapter(data: bytes, folder: Path) -> None:
     _use_adapter(folder, data, seeds.adapter_tensors()[0])
 
@@ -102,7 +119,7 @@ def _adapter_tensors(data: bytes, folder: Path) -> None:
 
 
 def _use_adapter(folder: Path, config: bytes, tensors: bytes) -> None:
-    from ingot.passes.adapter import read_adapter
+    from ingot.passes.lora.adapter import read_adapter
 
     (folder / "adapter_config.json").write_bytes(config)
     (folder / "adapter_model.safetensors").write_bytes(tensors)
@@ -262,6 +279,8 @@ def targets() -> dict[str, Target]:
                                    cost=2),
         "generation-config": Target(read=_generation_config, seeds=_seed("generation_config.json"), mutate=mutate.json_value),
         "npz": Target(read=_npz, seeds=seeds.chunk_files, mutate=mutate.archive(mutate.npy)),
+        "repro-arrays": Target(read=_repro_arrays, seeds=seeds.repro_arrays, mutate=mutate.archive(mutate.npy)),
+        "repro-record": Target(read=_repro_record, seeds=seeds.repro_records, mutate=mutate.json_value),
         "text": Target(read=_text, seeds=seeds.texts),
         "manifest": Target(read=_manifest, seeds=_seed("ingot.json"), mutate=mutate.json_value, cost=10),
         "receipts": Target(read=_receipts, seeds=_seed("receipts.json"), mutate=mutate.json_value),

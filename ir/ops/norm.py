@@ -116,6 +116,10 @@ class SkipLayerNorm(Op):
         return b(LayerNorm(total, self.w, self.bias, self.eps)), total
 
 
+Norm = RmsNorm | LayerNorm | SkipRmsNorm | SkipLayerNorm
+"""The norms over the last axis; the normed value is the first result."""
+
+
 class GroupNorm(Op):
     """Layer norm over groups of channels: x [n, c, ...], w and bias [c] (Wu and He 2018)."""
 

@@ -19,14 +19,14 @@ from ingot.ir.stand_in import stand_in
 from ingot.ir.text.printer import names, print_op
 from ingot.ir.value import Value
 from ingot.passes.base import Context, Pass
-from ingot.passes.contract import SMALL
-from ingot.passes.difference import find_difference
-from ingot.passes.loss import Engine, executed, has_logits, measured, outputs, prefill, samples
+from ingot.passes.contracts.contract import SMALL
+from ingot.passes.contracts.difference import find_difference
+from ingot.passes.contracts.loss import Engine, executed, has_logits, measured, outputs, prefill, samples
+from ingot.passes.contracts.repro import read_repro, rerun
+from ingot.passes.contracts.slices import extract, work
+from ingot.passes.contracts.snapshot import Pair, Snapshot
+from ingot.passes.contracts.trial import run_on
 from ingot.passes.pipeline import check_order, parse_pipeline, run_pass
-from ingot.passes.repro import read_repro, rerun
-from ingot.passes.slices import extract, work
-from ingot.passes.snapshot import Pair, Snapshot
-from ingot.passes.trial import run_on
 
 LIMITS = {"relative": 1e-3, "max-abs": 1e-3, "kl": 1e-3, "top1": 0.99}
 """Metrics, and what they may come to unless told otherwise: the greatest value, for top1 the least."""

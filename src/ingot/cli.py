@@ -101,10 +101,11 @@ def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str
 @click.option("--stop", multiple=True, help="A string that ends the text; may be given several times.")
 @click.option("--chat/--raw", default=None, help="Use the chat template, or continue the text [default: chat if there is one].")
 @click.option("--system", help="The system message of the chat.")
+@click.option("--adapter", metavar="NAME", help="One of the adapters that the artifact holds (see the pass lora-inputs).")
 @threads
 @as_json
-def generate(artifact: Path, prompt: str, chat: bool | None, system: str | None, threads: int | None, as_json: bool,
-             **options: Any) -> None:
+def generate(artifact: Path, prompt: str, chat: bool | None, system: str | None, adapter: str | None, threads: int | None,
+             as_json: bool, **options: Any) -> None:
     """Continue PROMPT (- reads it from standard input), streaming the text to stdout."""
     from ingot.running import has_chat_template, stream
 
@@ -114,6 +115,7 @@ def generate(artifact: Path, prompt: str, chat: bool | None, system: str | None,
     messages = [{"role": "system", "content": system}] if system else []
     request: Any = [*messages, {"role": "user", "content": text}] if chat else text
     options["stop"] = options["stop"] or None
+    options["adapters"] = (adapter,) if adapter else None
     generation = stream(artifact, [request], threads=threads, **options)
     for piece in generation:
         if not as_json:
@@ -300,7 +302,7 @@ def bisect(model: str, passes: str | None, metric: str, limit: float | None, cal
     """
     from ingot.bisection import bisect as run
     from ingot.bisection import replay
-    from ingot.passes.repro import is_repro
+    from ingot.passes.contracts.repro import is_repro
     from ingot.progress import progress_bar
 
     _load(plugin)

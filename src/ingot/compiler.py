@@ -23,9 +23,9 @@ from ingot.ir.stand_in import stand_in
 from ingot.ir.text import print_module
 from ingot.ir.value import Value
 from ingot.passes.base import Context, Pass
-from ingot.passes.contract import Check
-from ingot.passes.float_kv_cache import FloatKvCache
-from ingot.passes.merge_lora import MergeLora
+from ingot.passes.cache.float_kv_cache import FloatKvCache
+from ingot.passes.contracts.contract import Check
+from ingot.passes.lora.merge_lora import MergeLora
 from ingot.passes.pipeline import Receipt, check_order, parse_pipeline, run_pipeline
 from ingot.passes.recipes import recipe as recipe_text
 from ingot.runtime.artifact import ArtifactWriter
@@ -231,7 +231,7 @@ def _manifest(module: Module, recipe: str | None, pipeline: list[Pass], stages: 
 
     func = module.main
     caches = {p.hint: i for i, p in func.reuse.items()}
-    roles = {"ids": "ids", "pos": "positions", "take": "take"}
+    roles = {"ids": "ids", "pos": "positions", "take": "take", "adapter": "adapter"}
     kind = str(module.meta.get("kind", "other"))
     decoding = kind == "decoder" and bool(caches)
 
@@ -250,7 +250,8 @@ def _manifest(module: Module, recipe: str | None, pipeline: list[Pass], stages: 
     return Manifest(
         target="ort", kind=kind if decoding or kind != "decoder" else "other", inputs=tuple(inputs), outputs=tuple(outputs),
         version=ingot.__version__, recipe=recipe, pipeline=",".join(map(str, pipeline)), source=Path(source).name,
-        context=int(module.meta.get("context", 0)), vocab=int(module.meta.get("vocab", 0)), stages=tuple(stages))
+        context=int(module.meta.get("context", 0)), vocab=int(module.meta.get("vocab", 0)),
+        adapters=tuple(str(module.meta.get("adapters", "")).split()), stages=tuple(stages))
 
 
 def output_name(module: Module, index: int) -> str:

@@ -51,6 +51,9 @@ class TritonSession(Session):
         manifest = Manifest.load(root)
         if manifest.target != "triton":
             raise ArtifactError(f"this artifact is for the target {manifest.target}", where=str(root))
+        if manifest.adapters:
+            raise ArtifactError("adapters are chosen at run time on the CPU alone", where=str(root),
+                                hint="compile with --target ort, or merge one: --adapter DIR")
         if device is None:
             device = "cuda"
             if not torch.cuda.is_available():
@@ -63,9 +66,10 @@ class TritonSession(Session):
         """Size of the cache buffers (bytes)."""
         return sum(t.nbytes for t in self._decoder.caches.values()) if self._decoder is not None else 0
 
-    def prefill(self, prompts: Sequence[ArrayLike], *, chunk: int = CHUNK, append: bool = False) -> Floats:
+    def prefill(self, prompts: Sequence[ArrayLike], *, chunk: int = CHUNK, append: bool = False,
+                adapters: Sequence[str | None] = ()) -> Floats:
         """As `Session.prefill`; a GPU wants larger chunks."""
-        return super().prefill(prompts, chunk=max(chunk, CHUNK), append=append)
+        return super().prefill(prompts, chunk=max(chunk, CHUNK), append=append, adapters=adapters)
 
     def step(self, ids: ArrayLike, *, hold: NDArray[np.bool_] | None = None) -> Floats:
         """As `Session.step`."""

@@ -60,6 +60,7 @@ case(Pick, "rows of tokens", lambda c: c(Pick(c.x(B, S, 6), c.x(B, T, dtype=i64,
 case(Pick, "fixed axis", lambda c: c(Pick(c.x(B, 9, 6, dtype=bf16), c.x(B, S, dtype=i64, draw=between(0, 8)))))
 case(Pick, "last axis",
      lambda c: c(Pick(c.x(B, S, 6, dtype=i64, draw=between(0, 99)), c.x(B, 3, dtype=i32, draw=between(0, 5)), axis=2)))
+case(Pick, "last of four axes", lambda c: c(Pick(c.x(B, 2, S, 6), c.x(B, 3, dtype=i64, draw=between(0, 5)), axis=3)))
 case(Pick, "one row of x", lambda c: c(Pick(c.x(1, 5, 2), c.x(B, 4, dtype=i64, draw=between(0, 4)))))
 case(Flip, "one", lambda c: c(Flip(c.x(B, S), (1,))))
 case(Flip, "two", lambda c: c(Flip(c.x(B, S, 3), (0, -1))))

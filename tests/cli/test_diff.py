@@ -19,8 +19,8 @@ from ingot.ir.copy import copy_module
 from ingot.ir.module import Module
 from ingot.ir.text import parse_module
 from ingot.ir.text.printer import print_op
-from ingot.passes.cse import Cse
-from ingot.passes.dce import Dce
+from ingot.passes.cleanup.cse import Cse
+from ingot.passes.cleanup.dce import Dce
 from ingot.passes.pipeline import run_pipeline
 from ingot.testing import graphs
 from tests.cli.artifacts import staged

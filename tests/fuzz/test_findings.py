@@ -24,8 +24,9 @@ def test_what_was_found_is_refused_with_one_clear_error(path: Path) -> None:
     assert failure is None, f"{failure.error} at {failure.where}\n{failure.trace}"
 
 
-@pytest.mark.parametrize("name", ["safetensors", "index", "adapter", "adapter-tensors", "config", "gguf", "tokenizer",
-                                  "tokenizer-config", "generation-config", "npz", "manifest", "receipts", "stage", "pipeline"])
+@pytest.mark.parametrize("name", [
+    "safetensors", "index", "adapter", "adapter-tensors", "config", "gguf", "tokenizer", "tokenizer-config", "generation-config",
+    "npz", "repro-arrays", "repro-record", "manifest", "receipts", "stage", "pipeline"])
 def test_whole_files_are_taken(name: str, tmp_path: Path) -> None:
     """What every mutation starts from must get through, or nothing behind the first check is tried."""
     target = targets()[name]

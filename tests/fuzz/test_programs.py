@@ -13,9 +13,9 @@ from ingot.ir.module import Builder, Module
 from ingot.ir.ops.pointwise import Neg
 from ingot.ir.text import parse_module
 from ingot.passes.base import Context
-from ingot.passes.dce import Dce
+from ingot.passes.cleanup.dce import Dce
 from ingot.passes.pipeline import parse_pipeline
-from ingot.passes.recognize import Recognize
+from ingot.passes.recognition.recognize import Recognize
 
 PROGRAMS = sorted((Path(__file__).parent / "programs").glob("*.ir"))
 torch.set_num_threads(1)

@@ -18,9 +18,9 @@ from ingot.ir.ops.pointwise import Neg
 from ingot.ir.text import parse_module, print_module
 from ingot.ir.verify import verify
 from ingot.passes.base import Context, Pass
-from ingot.passes.insert_kv_cache import InsertKvCache
+from ingot.passes.cache.insert_kv_cache import InsertKvCache
 from ingot.passes.pipeline import check_order, parse_pipeline
-from ingot.passes.quantize import Quantize
+from ingot.passes.quantization.quantize import Quantize
 from ingot.testing import (
     Decoder,
     assert_exact,

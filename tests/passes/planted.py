@@ -24,8 +24,8 @@ from ingot.ir.types import i64
 from ingot.ir.value import Const, Value
 from ingot.ir.weights import ArrayWeight
 from ingot.passes.base import PASSES, Context, Pass
-from ingot.passes.insert_kv_cache import InsertKvCache
-from ingot.passes.quantize import Quantize
+from ingot.passes.cache.insert_kv_cache import InsertKvCache
+from ingot.passes.quantization.quantize import Quantize
 
 LAYER = """
     %n{i} = rms_norm(%h{i}, w=@l{i}.norm) : f32[B, S, 16]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ingot.errors import CheckpointError
-from ingot.passes.adapter import read_adapter
-from ingot.passes.adapter_config import AdapterConfig
+from ingot.passes.lora.adapter import read_adapter
+from ingot.passes.lora.adapter_config import AdapterConfig
 from tests.passes.adapters import low_rank, write_adapter
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -14,10 +14,10 @@ from ingot.ir.formats import format_named
 from ingot.ir.interpret import run
 from ingot.ir.module import Module
 from ingot.ir.weights import ArrayWeight
-from ingot.passes import rtn
-from ingot.passes.awq import Awq, factors, lost_by
 from ingot.passes.base import Context
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
+from ingot.passes.quantization import rtn
+from ingot.passes.quantization.awq import Awq, factors, lost_by
 from ingot.testing import Decoder, assert_exact, decoders
 from tests.passes.test_rotate import LLAMA
 

@@ -16,13 +16,13 @@ from ingot.ir.copy import copy_module
 from ingot.ir.module import Module
 from ingot.ir.text import parse_module, print_module
 from ingot.passes.base import PASSES, Context, Pass
-from ingot.passes.canonicalize import Canonicalize
-from ingot.passes.contract import Check
-from ingot.passes.insert_kv_cache import InsertKvCache
+from ingot.passes.cache.insert_kv_cache import InsertKvCache
+from ingot.passes.cleanup.canonicalize import Canonicalize
+from ingot.passes.contracts.contract import Check
+from ingot.passes.contracts.repro import read_repro
 from ingot.passes.pipeline import Receipt, parse_pipeline, run_pass, run_pipeline
-from ingot.passes.quantize import Quantize
+from ingot.passes.quantization.quantize import Quantize
 from ingot.passes.recipes import RECIPES, recipe
-from ingot.passes.repro import read_repro
 from ingot.testing import assert_contract, graphs
 from tests.frontend.examples import imported
 from tests.frontend.models import VOCAB
@@ -130,11 +130,23 @@ def test_rounding_is_told_from_a_mistake(options: dict[str, object]) -> None:
 
 
 def test_a_loss_beyond_the_limits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ContractError, match="infinite or NaN where it was not"):
+    with pytest.raises(ContractError, match="an output is infinite or NaN where it was not"):
         checked(planted.NotFinite(), stack())
     monkeypatch.setattr(Quantize, "limits", {"kl": 1e-6})
     with pytest.raises(ContractError, match=r"kl .*; 1e-06 is the limit"):
         checked(Quantize(), stack())
+
+
+def test_an_edit_may_compute_something_else_but_numbers() -> None:
+    class Edit(planted.SwappedSub):
+        contract = "edit"
+
+    class Broken(planted.NotFinite):
+        contract = "edit"
+
+    assert checked(Edit(), stack()).details["difference"]["kl"] > 0.01
+    with pytest.raises(ContractError, match="infinite or NaN"):
+        checked(Broken(), stack())
 
 
 def test_an_output_keeps_its_type_and_an_exact_pass_its_inputs() -> None:

@@ -9,8 +9,8 @@ import pytest
 from ingot.ir.text import parse_module
 from ingot.ir.weights import ArrayWeight, DerivedWeight, FileWeight
 from ingot.passes.base import Context
-from ingot.passes.cse import Cse
-from ingot.passes.fold_constants import FoldConstants
+from ingot.passes.cleanup.cse import Cse
+from ingot.passes.cleanup.fold_constants import FoldConstants
 
 GEMMA = """module @m {
   const @w : bf16[3] = file(key="w")

@@ -12,11 +12,11 @@ from ingot.ir.interpret import run
 from ingot.ir.module import Module
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.weights import ArrayWeight
-from ingot.passes import rtn
 from ingot.passes.base import Context
-from ingot.passes.gptq import feedback, gptq
-from ingot.passes.moments import Moments
+from ingot.passes.calibration.moments import Moments
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
+from ingot.passes.quantization import rtn
+from ingot.passes.quantization.gptq import feedback, gptq
 from ingot.testing import Decoder
 from tests.passes.test_rotate import LLAMA
 

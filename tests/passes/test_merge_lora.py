@@ -19,10 +19,10 @@ from ingot.ir.ops.matmul import Linear
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.text import parse_module, print_module
 from ingot.ir.verify import verify
-from ingot.passes import rtn
 from ingot.passes.base import Context
-from ingot.passes.merge_lora import MergeLora
+from ingot.passes.lora.merge_lora import MergeLora
 from ingot.passes.pipeline import check_order, parse_pipeline, run_pipeline
+from ingot.passes.quantization import rtn
 from tests.frontend.models import saved, tiny
 from tests.passes.adapters import low_rank, product, write_adapter
 
@@ -335,7 +335,7 @@ def test_text_alone(loaded, tmp_path):
 
 def test_checked_as_an_edit(loaded, tmp_path):
     """Nothing is promised of the outputs but their types; how far they went is measured."""
-    from ingot.passes.contract import Check
+    from ingot.passes.contracts.contract import Check
 
     path, _ = q_adapter(tmp_path / "a")
     receipt = run_pipeline(loaded("llama"), [MergeLora((str(path),))], check=Check())[0]

@@ -13,7 +13,7 @@ from ingot.backends.torch.executor import Executor
 from ingot.frontend.load import load
 from ingot.ir.copy import copy_module
 from ingot.ir.module import Module
-from ingot.passes.merge_lora import MergeLora
+from ingot.passes.lora.merge_lora import MergeLora
 from ingot.passes.pipeline import run_pipeline
 from tests.frontend.models import saved, tiny
 

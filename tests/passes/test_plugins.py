@@ -102,7 +102,7 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "parts"), [
-    (PASS.format(cls="Dce", name="dce"), ["there is a pass dce already: ingot.passes.dce.Dce"]),
+    (PASS.format(cls="Dce", name="dce"), ["there is a pass dce already: ingot.passes.cleanup.dce.Dce"]),
     (PASS.format(cls="Count", name="count") + PASS.format(cls="Again", name="count"), ["there is a pass count already"]),
     ("x = 1\n", ["defines no pass"]),
     ("import no_such_package\n", ["counting.py:1", "No module named 'no_such_package'"]),

@@ -12,11 +12,11 @@ from ingot.ir.ops.quant import Dequantize
 from ingot.ir.text import parse_module
 from ingot.ir.types import TensorType, f32
 from ingot.ir.weights import ArrayWeight, derived
-from ingot.passes import rtn
 from ingot.passes.base import Context
 from ingot.passes.pipeline import parse_pipeline, run_pass, run_pipeline
-from ingot.passes.quantize import Quantize
-from ingot.passes.select_weights import selected
+from ingot.passes.quantization import rtn
+from ingot.passes.quantization.quantize import Quantize
+from ingot.passes.quantization.select_weights import selected
 
 TEXT = """
 module @m {

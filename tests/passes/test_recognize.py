@@ -13,8 +13,8 @@ import torch
 from ingot.frontend.huggingface import import_model
 from ingot.ir.text import parse_module
 from ingot.passes.base import Context
-from ingot.passes.fuse import Fuse
-from ingot.passes.recognize import Recognize
+from ingot.passes.fusion.fuse import Fuse
+from ingot.passes.recognition.recognize import Recognize
 
 MODELS = Path(__file__).parents[1] / "frontend" / "models.py"
 MOVES = {"reshape", "transpose", "split", "slice", "scalar"}

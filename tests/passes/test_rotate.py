@@ -11,10 +11,10 @@ from ingot.ir.copy import copy_module
 from ingot.ir.module import Module
 from ingot.ir.ops.matmul import Linear
 from ingot.passes.base import Context
-from ingot.passes.hadamard import Rotation, hadamard_core
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
 from ingot.passes.recipes import TRACE
-from ingot.passes.rotate import Rotate
+from ingot.passes.rotation.hadamard import Rotation, hadamard_core
+from ingot.passes.rotation.rotate import Rotate
 from ingot.testing import Decoder, assert_exact, decoders
 from tests.frontend.examples import imported
 

@@ -15,10 +15,10 @@ from ingot.ir.ops.matmul import Linear
 from ingot.ir.ops.norm import RmsNorm
 from ingot.ir.text import parse_module
 from ingot.passes.base import Context
-from ingot.passes.calibrate import peaks
+from ingot.passes.calibration.calibrate import peaks
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
-from ingot.passes.scale_sites import ScaleSite, scale_sites
-from ingot.passes.smooth import Smooth, column_peaks
+from ingot.passes.quantization.scale_sites import ScaleSite, scale_sites
+from ingot.passes.quantization.smooth import Smooth, column_peaks
 from ingot.testing import Decoder, assert_exact, decoders
 from tests.passes.conftest import fill
 from tests.passes.test_rotate import LLAMA, traced

@@ -17,14 +17,14 @@ from ingot.ir.ops.pointwise import Mul, Silu, Sub
 from ingot.ir.text import parse_module
 from ingot.ir.weights import ArrayWeight
 from ingot.passes.base import Context, Pass
-from ingot.passes.congruence import Congruence
-from ingot.passes.contract import Check
-from ingot.passes.dce import Dce
+from ingot.passes.cleanup.dce import Dce
+from ingot.passes.contracts.congruence import Congruence
+from ingot.passes.contracts.contract import Check
+from ingot.passes.contracts.slices import extract, positional, shape_of
+from ingot.passes.contracts.snapshot import Snapshot
+from ingot.passes.contracts.sweep import Sweep
+from ingot.passes.contracts.trial import ExactTrial
 from ingot.passes.pipeline import run_pass
-from ingot.passes.slices import extract, positional, shape_of
-from ingot.passes.snapshot import Snapshot
-from ingot.passes.sweep import Sweep
-from ingot.passes.trial import ExactTrial
 from tests.passes import planted
 from tests.passes.planted import stack
 

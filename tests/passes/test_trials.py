@@ -10,15 +10,15 @@ from ingot.ir.module import Module
 from ingot.ir.stand_in import stand_in
 from ingot.ir.text import parse_module, print_module
 from ingot.passes.base import Context
-from ingot.passes.contract import Check
-from ingot.passes.decoding import Piece, schedules
-from ingot.passes.difference import find_difference, relative_error
-from ingot.passes.insert_kv_cache import InsertKvCache
-from ingot.passes.loss import measured, prefill, samples
+from ingot.passes.cache.insert_kv_cache import InsertKvCache
+from ingot.passes.cache.take_logits import TakeLogits
+from ingot.passes.contracts.contract import Check
+from ingot.passes.contracts.decoding import Piece, schedules
+from ingot.passes.contracts.difference import find_difference, relative_error
+from ingot.passes.contracts.loss import measured, prefill, samples
+from ingot.passes.contracts.samples import inputs_for, sizes_for
+from ingot.passes.contracts.trial import ExactTrial
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
-from ingot.passes.samples import inputs_for, sizes_for
-from ingot.passes.take_logits import TakeLogits
-from ingot.passes.trial import ExactTrial
 from tests.passes.planted import stack
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ingot.ir.interpret import solve_dims
 from ingot.ir.module import Module
 from ingot.ir.text import print_module
-from ingot.passes.difference import EXACT, difference
-from ingot.passes.samples import inputs_for, sizes_for
-from ingot.passes.trial import ExactTrial
+from ingot.passes.contracts.difference import EXACT, difference
+from ingot.passes.contracts.samples import inputs_for, sizes_for
+from ingot.passes.contracts.trial import ExactTrial
 
 
 def assert_exact(before: Module, after: Module, *, rtol: float = EXACT, rounds: int = 3, seed: int = 0) -> None:

@@ -1,0 +1,1 @@
+"""What decoding needs: key/value caches, and outputs at chosen positions alone."""

@@ -1,0 +1,133 @@
+"""insert-kv-cache: gives a causal decoder key/value caches, so that a step costs one token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ingot.errors import IRError, PassError
+from ingot.ir.cache_coding import decode, encode
+from ingot.ir.dims import sym
+from ingot.ir.module import Builder, Func, Module
+from ingot.ir.ops.attention import Attention, CacheWrite
+from ingot.ir.ops.creation import Arange
+from ingot.ir.ops.pointwise import Cast
+from ingot.ir.types import TensorType, i8, i64
+from ingot.ir.value import Value
+from ingot.ir.weights import ArrayWeight, call
+from ingot.passes.base import Context, Contract, Pass, option
+from ingot.passes.cache.sequence import follow_sequence
+from ingot.passes.calibration.calibrate import peaks
+
+HEADROOM = 1.125
+"""Room above the peaks seen on calibration text, so that other text does not clip."""
+SIMILAR = 8.0
+"""The greatest peak of a feature, in medians, up to which one scale serves them all."""
+
+
+@dataclass(frozen=True)
+class InsertKvCache(Pass):
+    """Puts a cache of T positions under every causal attention.
+
+    New parameters `kc0, vc0, kc1, ...` [B, key heads, T, features], returned updated (and reusing the parameter's
+    memory); `pos` [B, S] says where each token stands. The axis maps prove that nothing else looks along the sequence;
+    a model that is not a causal decoder is refused with the offending value.
+    """
+
+    name = "insert-kv-cache"
+    contract: ClassVar[Contract] = "cache"
+    establishes = ("cached",)
+    not_after = {"cached": "the model has a KV cache already"}  # noqa: RUF012
+
+    dtype: str = option("float", doc="elements of the cache: the model's own, or int8", choices=("float", "int8"))
+    scale: str = option("auto", doc="scales of an int8 cache: one for all of a layer's keys or values (the fastest), one per "
+                                    "head and feature, or the first where the features are of similar size",
+                        choices=("auto", "tensor", "channel"))
+
+    def requires(self) -> tuple[str, ...]:
+        """int8 takes its scales from the keys and values of calibration text."""
+        return ("calibration",) if self.dtype == "int8" else ()
+
+    def run(self, module: Module, ctx: Context) -> int:
+        func = module.main
+        found = follow_sequence(func)
+        if not found.attentions:
+            raise PassError("there is no causal attention to cache", hint="run recognize first, or compile without a cache")
+        scales = self._scales(module, found.attentions, ctx) if self.dtype == "int8" else {}
+        pos = _positions(func, found.aranges)
+        least, greatest = module.dims[str(found.length)]
+        module.set_dim("T", least, greatest)
+        writes: list[CacheWrite] = []
+        for i, op in enumerate(found.attentions):
+            writes += _cache(func, op, pos, i, scales)
+        first = len(func.returns)
+        func.set_returns([*func.returns, *(w.result for w in writes)])
+        func.reuse.update(enumerate((w.cache for w in writes), first))
+        func.drop_dead()
+        return len(found.attentions)
+
+    def _scales(self, module: Module, attentions: list[Attention], ctx: Context) -> dict[Value, np.ndarray]:
+        """The step of int8 keys and values, [1, key heads, 1, features] or [1], from their peaks on calibration text."""
+        watched = [v for op in attentions for v in (op.k, op.v)]
+        found = peaks(module, watched, ctx, keep=(1, 3))
+        scales: dict[Value, np.ndarray] = {}
+        for value, peak in found.items():
+            similar = peak.max() <= SIMILAR * np.median(peak)
+            if self.scale == "tensor" or (self.scale == "auto" and similar):
+                peak = peak.max().reshape(1)
+            scales[value] = (np.maximum(peak, 1e-6) * (HEADROOM / 127)).astype(np.float32)
+        ctx.details["scales"] = {kind: sum((s.size == 1) == (kind == "tensor") for s in scales.values())
+                                 for kind in ("tensor", "channel")}
+        return scales
+
+
+def _positions(func: Func, aranges: list[Arange]) -> Value:
+    """The parameter `pos`; whatever counted positions along the sequence reads it instead."""
+    ids = func.param("ids")
+    existing = [p for p in func.params if p.hint == "pos"]
+    pos = existing[0] if existing else func.add_param("pos", TensorType(i64, ids.type.dims))
+    for arange in aranges:
+        for user in arange.result.users:
+            if user.name != "reshape" or user.result.type.dims != (1, *arange.result.type.dims):
+                raise PassError(f"positions counted by {arange!r} are used by {user.name} in a way that cannot follow a cache",
+                                where=user.loc)
+            value = pos if arange.dtype == i64 else Builder(func, before=user)(Cast(pos, arange.dtype))
+            _rewire(func, user.result, value)
+    try:
+        func.retype()
+    except IRError as error:
+        raise PassError(f"positions counted along the sequence cannot differ from row to row: {error.message}", where=error.where,
+                        hint="run recognize and clean first") from error
+    return pos
+
+
+def _rewire(func: Func, old: Value, new: Value) -> None:
+    """Let users of `old` take `new` although its type differs; the caller retypes the func afterwards."""
+    for user in old.users:
+        for name, value in user.operand_fields:
+            if value is old:
+                func.set_operand(user, name, new)
+            elif isinstance(value, tuple) and old in value:
+                raise PassError(f"{user.name} takes {old!r} in a list, which cannot change its type", where=user.loc)
+
+
+def _cache(func: Func, op: Attention, pos: Value, index: int, scales: dict[Value, np.ndarray]) -> list[CacheWrite]:
+    b = Builder(func, before=op)
+    writes: list[CacheWrite] = []
+    read: list[Value] = []
+    for value, name in ((op.k, f"kc{index}"), (op.v, f"vc{index}")):
+        batch, heads, _, features = value.type.dims
+        if value not in scales:
+            cache = func.add_param(name, value.type.with_dims(batch, heads, sym("T"), features))
+            writes.append(CacheWrite(cache, value, pos))
+            read.append(b(writes[-1], hint=f"{name}_new"))
+            continue
+        cache = func.add_param(name, TensorType(i8, (batch, heads, sym("T"), features)))
+        step = b.const(f"{name}.scale", ArrayWeight(scales[value], call("computed", **{"pass": "insert-kv-cache", "key": name})))
+        writes.append(CacheWrite(cache, encode(b, value, step), pos))
+        read.append(decode(b, b(writes[-1], hint=f"{name}_new"), step, value.type.dtype))
+    cached = b(Attention(op.q, read[0], read[1], pos, op.mask, op.bias, op.sinks, **op.attrs))
+    func.replace(op.result, cached)
+    return writes

@@ -1,0 +1,1 @@
+"""What calibration text shows about the values of a graph."""

@@ -1,0 +1,1 @@
+"""Contracts, checked: what a pass promised is tried on what it did."""

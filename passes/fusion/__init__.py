@@ -1,0 +1,1 @@
+"""Ops joined into ones that a kernel computes better."""

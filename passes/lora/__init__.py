@@ -1,0 +1,1 @@
+"""Low-rank adapters: read, merged into weights, or kept beside them."""

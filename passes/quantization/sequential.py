@@ -1,0 +1,109 @@
+"""Quantising linears one input after the other in graph order, each on what the text shows behind those already rounded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from ingot.errors import IRError, PassError
+from ingot.ir.copy import copied
+from ingot.ir.formats import Coded
+from ingot.ir.module import Func, Module
+from ingot.ir.op import Op
+from ingot.ir.ops.matmul import Linear
+from ingot.ir.value import Const, Value
+from ingot.ir.weights import ArrayWeight, Weight, call
+from ingot.passes.base import Context
+from ingot.passes.calibration.moments import Moments, gather
+from ingot.passes.calibration.track import Track
+from ingot.passes.quantization.gptq import Feedback, feedback, gptq
+from ingot.passes.quantization.scheme import Scheme
+
+RIDGE = 0.2
+"""Part of the mean moment that keeps a weight that compensates near the original."""
+
+
+def quantize_in_order(module: Module, sites: Mapping[Const, Scheme], ctx: Context, *, compensate: bool = True,
+                      made_by: str) -> dict[str, Any]:
+    """Quantise weights of linears of the main func by GPTQ, in place; returns statistics for the receipt.
+
+    compensate: let every weight also make good, as far as a linear map can, what rounding before it has done to its input and
+    to the residual sum its result goes to. Memory: the live values of all calibration batches (twice with `compensate`) and
+    the weights of one stretch of ops; codes lie in a temporary file. Raises PassError, naming the weight, where its input is
+    not finite, or where its codes lose more than zeros would.
+    """
+    func = module.main
+    track = Track(module, ctx.calibration)
+    original, twins = None, dict[Value, Value]()
+    if compensate:
+        twin, twins = copied(module)
+        original = Track(twin, ctx.calibration)
+    lost: dict[str, float] = {}
+    dead = 0
+    for x, readers in by_input(func, sites).items():
+        consts = list(dict.fromkeys(reader.w for reader in readers if isinstance(reader.w, Const)))
+        ctx.step(len(lost), len(sites), consts[0].name)
+        track.advance(readers[0])
+        if original is not None and (stop := twins[readers[0].result].op) is not None:
+            original.advance(stop)
+        moments = gather(x, readers, track, original, twins)
+        how: dict[int, Feedback] = {}
+        for const in consts:
+            users = [reader for reader in readers if reader.w is const]
+            try:
+                coded, lost[const.name] = _coded(const, users[0], sites[const], moments, how)
+            except IRError as error:
+                raise PassError(error.message, where=f"@{const.name}", hint=error.hint) from None
+            if not lost[const.name] < 1:
+                raise PassError(f"the codes lose {lost[const.name]:.3g} of what it computes", where=f"@{const.name}",
+                                hint="take a format of more bits, or skip it")
+            sites[const].place(func, const, users, held(const, coded, made_by=made_by))
+        dead += next(iter(how.values())).dead
+    worst = max(lost, key=lost.__getitem__)
+    return {"lost": {"mean": float(np.mean(list(lost.values()))), "worst": lost[worst], "weight": worst}, "dead_inputs": dead}
+
+
+def in_order(module: Module, consts: Collection[Const]) -> list[Const]:
+    """Those of the weights that `quantize_in_order` can take: used by linears of the main func alone, which read one value."""
+    found = by_input(module.main, consts)
+    readers: dict[Op, Value] = {reader: x for x, linears in found.items() for reader in linears}
+    inputs = {const: {readers.get(user) for user in const.users} for const in consts}
+    return [const for const in consts if len(inputs[const]) == 1 and None not in inputs[const]]
+
+
+def by_input(func: Func, consts: Collection[Const]) -> dict[Value, list[Linear]]:
+    """The linears with these weights by the value they read, in the order of the first of each."""
+    found: dict[Value, list[Linear]] = {}
+    for op in func.ops:
+        if isinstance(op, Linear) and op.w in consts:
+            found.setdefault(op.x, []).append(op)
+    return found
+
+
+def _coded(const: Const, linear: Linear, scheme: Scheme, moments: Moments, how: dict[int, Feedback]) -> tuple[Coded, float]:
+    """The codes of a weight, and the part of what it computes that they lose. how: feedback by size of groups."""
+    w = const.weight.materialize().astype(np.float32)
+    group = scheme.width(w.shape[1])
+    if group not in how:
+        how[group] = feedback(moments.second, group=group)
+    target = moments.target(linear, w, ridge=RIDGE)
+    coded = gptq(target, scheme.format, how[group], symmetric=scheme.symmetric)
+    error = target - coded.decoded()
+    size = float(np.vdot(target @ moments.second, target))
+    return coded, float(np.vdot(error @ moments.second, error)) / size if size else 0.0
+
+
+def held(const: Const, coded: Coded, *, made_by: str) -> dict[str, Weight]:
+    """The operands of `dequantize` as weights whose numbers lie in a temporary file, which goes when they do."""
+    out: dict[str, Weight] = {}
+    for part, array in coded.parts.items():
+        with tempfile.TemporaryFile() as file:
+            np.ascontiguousarray(array).tofile(file)
+            file.flush()
+            kept = np.memmap(file, array.dtype, "r", shape=array.shape) if array.ndim else array
+        source = call("computed", **{"pass": made_by, "key": f"{const.name}.{part}"})
+        out[part] = ArrayWeight(kept, source, coded.format.code if part in ("packed", "zero") else None)
+    return out

@@ -1,0 +1,1 @@
+"""Rotations folded into weights, so that no channel stands out."""
