@@ -71,9 +71,10 @@ def parse_pipeline(text: str) -> list[Pass]:
     return out
 
 
-def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool = False) -> None:
+def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool = False) -> set[str]:
     """Refuse a pipeline whose order cannot work, or whose passes name files that are not what they should be.
 
+    Returns the facts that will hold of the module after it (`Pass.establishes`).
     Raises PassError with one sentence (for files, what `Pass.look` raises), before any work starts.
     """
     facts = {str(f): "what was done to this module before" for f in str(module.meta.get("facts", "")).split()}
@@ -86,6 +87,7 @@ def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool
             raise PassError(f"{p.name} needs calibration text", hint="give a file with --calib")
         for fact in p.establishes:
             facts[fact] = p.name
+    return set(facts)
 
 
 def run_pipeline(module: Module, passes: Sequence[Pass], ctx: Context | None = None, *, on_stage: Any = None,
@@ -115,6 +117,7 @@ def run_pass(module: Module, p: Pass, ctx: Context, *, check: Check | None = Non
     epoch, start = module.epoch, time.perf_counter()
     ctx.details = {}
     ctx.applied = Counter()
+    ctx.stage = str(p)
     done = Snapshot(module) if check is not None else None
     try:
         sites = p.run(module, ctx)

@@ -147,7 +147,10 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
             except PassError:
                 if needed or calib is not None:
                     raise
-        check_order(pipeline, module, has_calibration=context.calibration is not None)
+        facts = check_order(pipeline, module, has_calibration=context.calibration is not None)
+        if kind == "decoder" and "cached" in facts and "take" not in facts:
+            raise PassError("insert-kv-cache alone makes no decoder that can run: it computes logits at every position",
+                            hint="put take-logits before insert-kv-cache")
         stages = _Stages(writer, Path(dump) if dump is not None else None)
         stages.add("import", module)
         total = len(pipeline) + 1

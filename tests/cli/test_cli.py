@@ -201,6 +201,7 @@ def test_nan_weights_are_located(checkpoint: Path, tmp_path: Path) -> None:
     (["--passes", "quantize{group=many}"], ["takes int"]),
     (["--passes", "quantize{"], ["cannot read"]),
     (["--passes", "insert-kv-cache,insert-kv-cache"], ["cannot follow"]),
+    (["--passes", "insert-kv-cache"], ["put take-logits before insert-kv-cache"]),
     (["--recipe", "cpu-int5"], ["unknown recipe", "cpu-int4"]),
     (["--recipe", "fp32", "--passes", "dce"], ["not both"]),
 ])
