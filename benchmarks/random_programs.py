@@ -1,11 +1,13 @@
 """Random modules under random pipelines: whatever was promised must hold, for thousands of programs.
 
-    python benchmarks/random_programs.py --count 10000 [--seed 1] [--workers 1] [--json benchmarks/results/random_programs.json]
+    python benchmarks/random_programs.py --count 10000 [--seed 1] [--seconds 300] [--json benchmarks/results/random_programs.json]
+
+What stands in the JSON file is not done again: a run that ended early goes on where it was.
 
 A program is a module (a random graph, or a decoder as it comes before or after recognition) and a legal pipeline. Checked:
-the module verifies after every pass and comes back from its text; every pass keeps its contract; clean-up finds nothing to
-do in its own result; torch in double precision computes what the interpreter does, and, for a share of the programs,
-onnxruntime within single precision. The same seed gives the same programs. A mismatch is shrunk and written to
+the module verifies after every pass and at the end comes back from its text; every pass keeps its contract; clean-up finds
+nothing to do in its own result; torch in double precision computes what the interpreter does, and, for a share of the
+programs, onnxruntime within single precision. The same seed gives the same programs. A mismatch is shrunk and written to
 DIR/KIND.ir: the module, with its pipeline and what went wrong above it.
 """
 
@@ -29,7 +31,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from ingot.errors import PassError
+from ingot.errors import IngotError, PassError
 from ingot.ir import interpret
 from ingot.ir.module import Module
 from ingot.ir.text import parse_module, print_module
@@ -37,6 +39,7 @@ from ingot.ir.verify import verify
 from ingot.ir.weights import ArrayWeight, UnknownWeight
 from ingot.passes.base import Context, Pass
 from ingot.passes.cleanup.clean import STAGES, Clean
+from ingot.passes.pipeline import parse_pipeline
 from ingot.testing import assert_contract, copy_module, decoders, difference, graphs, inputs_for, pipelines
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +47,8 @@ BLOCK = 50
 """Programs drawn from one seed, by one process."""
 KINDS: dict[str, Callable[[], st.SearchStrategy[Module]]] = {
     "graph": graphs, "decoder": decoders, "written-out": lambda: decoders(raw=True)}
+TURNS = ("graph", "graph", "decoder", "written-out")
+"""Kinds in the order of blocks: a decoder takes ten times as long as a graph."""
 CLEANING = (Clean.name, *(p.name for p in STAGES))
 SINGLE = {"bf16": 0.3, "f16": 0.05, "f32": 2e-5}
 """How far onnxruntime may be, of the greatest magnitude, by the narrowest float in the module: every op rounds once."""
@@ -66,11 +71,71 @@ class Block:
 
     programs: Counter[str] = field(default_factory=Counter)
     """By kind of module."""
+    passes: Counter[str] = field(default_factory=Counter)
+    """By name: those that ran and kept what they promise."""
     checks: Counter[str] = field(default_factory=Counter)
     known: Counter[str] = field(default_factory=Counter)
     """Mismatches that had been found before, by kind."""
     found: dict[str, str] = field(default_factory=dict)
     """A new mismatch, by kind: the shrunk program as text."""
+
+
+@dataclass
+class Record:
+    """What a run came to so far. blocks: how many were done, so that the next one begins with that index. fixed: mismatches by
+    kind whose shrunk program goes right by now."""
+
+    seed: int
+    blocks: int = 0
+    total: Block = field(default_factory=Block)
+    fixed: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def read(cls, path: Path | None, seed: int) -> Record:
+        """What a run of this seed left; an empty one where there is none."""
+        said = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
+        if said.get("seed") != seed:
+            return cls(seed)
+        block = Block(Counter(said["by_kind"]), Counter(said["passes"]), Counter(said["checks"]), Counter(said["mismatches"]),
+                      said["shrunk"])
+        record = cls(seed, said["blocks"], block, Counter(said["fixed"]))
+        for kind in [kind for kind, text in block.found.items() if goes_right(text)]:
+            del block.found[kind]
+            record.fixed[kind] += block.known.pop(kind)
+        return record
+
+    def add(self, parts: Sequence[Block]) -> dict[str, str]:
+        """Take in further blocks. Returns the mismatches of new kinds."""
+        new: dict[str, str] = {}
+        for part in parts:
+            self.blocks += 1
+            self.total.programs += part.programs
+            self.total.passes += part.passes
+            self.total.checks += part.checks
+            self.total.known += part.known
+            for kind, text in part.found.items():
+                self.total.known[kind] += 1
+                if kind not in self.total.found:
+                    new[kind] = self.total.found[kind] = text
+        return new
+
+    def to_json(self) -> dict[str, Any]:
+        total = self.total
+        return {"programs": total.programs.total(), "seed": self.seed, "blocks": self.blocks, "by_kind": dict(total.programs),
+                "passes": dict(total.passes.most_common()), "checks": dict(sorted(total.checks.items())),
+                "mismatches": dict(total.known), "shrunk": total.found,
+                "fixed": dict(self.fixed)}
+
+
+def goes_right(text: str) -> bool:
+    """Whether a program as it is written down, below its `# run:` line, passes all checks."""
+    pipeline = next(line.removeprefix("# run: ") for line in text.split("\n") if line.startswith("# run: "))
+    try:
+        for seed in range(4):
+            check_program(parse_module(text), parse_pipeline(pipeline), seed=seed)
+    except (Mismatch, IngotError):
+        return False
+    return True
 
 
 def run_block(index: int, seed: int, kind: str, known: frozenset[str], share: float) -> Block:
@@ -91,19 +156,20 @@ def run_block(index: int, seed: int, kind: str, known: frozenset[str], share: fl
         pipeline = data.draw(pipelines(module, calibrated=kind != "graph"))
         number = data.draw(st.integers(0, 99))
         tally: Counter[str] = Counter()
-        text = print_module(module)
+        ran: Counter[str] = Counter()
         try:
-            check_program(module, pipeline, seed=number, share=share, tally=tally)
+            check_program(module, pipeline, seed=number, share=share, tally=tally, ran=ran)
         except Mismatch as error:
             if error.kind in known:
                 block.known[error.kind] += not shown
                 return
             reason = "".join(f"# {line}\n" for line in str(error).split("\n--- before")[0].split("\n")[:12])
-            shown = f"{reason}# run: {','.join(map(str, pipeline))}\n{text}"
+            shown = f"{reason}# run: {','.join(map(str, pipeline))}\n{print_module(module)}"
             raise
         if not shown:
             block.programs[kind] += 1
             block.checks.update(tally)
+            block.passes.update(ran)
 
     try:
         check()
@@ -113,12 +179,13 @@ def run_block(index: int, seed: int, kind: str, known: frozenset[str], share: fl
 
 
 def check_program(module: Module, pipeline: Sequence[Pass], *, seed: int = 0, share: float = 1.0,
-                  tally: Counter[str] | None = None) -> None:
-    """All checks of one program, with onnxruntime in `share` of the cases; counts them in `tally`. Raises Mismatch."""
-    tally = Counter() if tally is None else tally
+                  tally: Counter[str] | None = None, ran: Counter[str] | None = None) -> None:
+    """All checks of one program, with onnxruntime in `share` of the cases. Raises Mismatch.
+
+    tally: counts the checks. ran: counts the passes that did not refuse.
+    """
+    tally, ran = Counter() if tally is None else tally, Counter() if ran is None else ran
     calibration = _calibration(module)
-    _well_formed(module, "drawn")
-    tally["text"] += 1
     for p in pipeline:
         with _as_mismatch(p.name):
             try:
@@ -127,11 +194,12 @@ def check_program(module: Module, pipeline: Sequence[Pass], *, seed: int = 0, sh
                 tally["refused"] += 1
                 continue
         tally[f"{p.contract} contract"] += 1
+        ran[p.name] += 1
         if p.name in CLEANING:
             _idempotent(p, after)
             tally["idempotence"] += 1
         module = after
-    _well_formed(module, "passes")
+    _well_formed(module)
     tally["text"] += 1
     if any(op.name == "round" for op in module.ops):
         return  # backends sum in other orders, and what lies on the edge between two integers may fall either way
@@ -157,17 +225,17 @@ def _as_mismatch(kind: str) -> Iterator[None]:
         raise Mismatch(f"{kind} {type(error).__name__}", str(error)) from error
 
 
-def _well_formed(module: Module, stage: str) -> None:
+def _well_formed(module: Module) -> None:
     twin = copy_module(module)
     for const in twin.consts.values():
         if const.type.size != 1:  # parsing numbers would take most of the time
             const.weight = UnknownWeight(const.type, "unknown()")
-    with _as_mismatch(f"text after {stage}"):
+    with _as_mismatch("text"):
         verify(module)
         text = print_module(twin)
         again = print_module(parse_module(text))
     if again != text:
-        raise Mismatch(f"text after {stage}", f"comes back as\n{again}")
+        raise Mismatch("text", f"comes back as\n{again}")
 
 
 def _idempotent(p: Pass, module: Module) -> None:
@@ -227,42 +295,34 @@ def _calibration(module: Module) -> list[np.ndarray] | None:
 
 
 @click.command()
-@click.option("--count", default=1000, show_default=True, help="Programs to check.")
+@click.option("--count", default=1000, show_default=True, help="Programs to check, those in the JSON file included.")
+@click.option("--seconds", type=float, help="Begin no more programs after so long.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--workers", default=1, show_default=True, help="Processes.")
 @click.option("--share", default=0.2, show_default=True, help="Part of the programs that run in onnxruntime as well.")
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Kinds of modules [default: all].")
 @click.option("--found", type=click.Path(path_type=Path), default=ROOT / ".cache/random_programs", help="Where mismatches go.")
-@click.option("--json", "out", type=click.Path(path_type=Path))
-def main(count: int, seed: int, workers: int, share: float, kinds: tuple[str, ...], found: Path, out: Path | None) -> None:
-    start, index = time.perf_counter(), 0
-    total, record = Block(), dict[str, Any]()
-    chosen = list(kinds or KINDS)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Results; a run of the same seed in it goes on.")
+def main(count: int, seconds: float | None, seed: int, workers: int, share: float, kinds: tuple[str, ...], found: Path,
+         out: Path | None) -> None:
+    start = time.perf_counter()
+    record = Record.read(out, seed)
+    chosen = kinds or TURNS
     found.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
-        while total.programs.total() < count:
-            known = frozenset(total.found)
-            wave = [pool.submit(run_block, i, seed, chosen[i % len(chosen)], known, share) for i in range(index, index + workers)]
-            index += workers
-            for part in (waiting.result() for waiting in wave):
-                total.programs += part.programs
-                total.checks += part.checks
-                total.known += part.known
-                for kind, text in part.found.items():
-                    if kind not in total.found:
-                        click.echo(f"\n{text}", err=True)
-                        (found / f"{re.sub(r'[^a-zA-Z0-9]+', '-', kind)}.ir").write_text(text, encoding="utf-8")
-                    total.found[kind] = text
-                    total.known[kind] += 1
-            record = {"programs": total.programs.total(), "seed": seed, "by_kind": dict(total.programs),
-                      "checks": dict(sorted(total.checks.items())), "mismatches": dict(total.known),
-                      "shrunk": total.found, "seconds": round(time.perf_counter() - start, 1)}
+        while record.total.programs.total() < count and (seconds is None or time.perf_counter() - start < seconds):
+            known = frozenset(record.total.found)
+            wave = [pool.submit(run_block, i, seed, chosen[i % len(chosen)], known, share)
+                    for i in range(record.blocks, record.blocks + workers)]
+            for kind, text in record.add([waiting.result() for waiting in wave]).items():
+                click.echo(f"\n{text}", err=True)
+                (found / f"{re.sub(r'[^a-zA-Z0-9]+', '-', kind)}.ir").write_text(text, encoding="utf-8")
             if out is not None:
-                out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                out.write_text(json.dumps(record.to_json(), indent=1) + "\n", encoding="utf-8")
             if sys.stderr.isatty():
-                click.echo(f"\r{record['programs']} of {count}", nl=False, err=True)
-    click.echo(json.dumps({key: value for key, value in record.items() if key != "shrunk"}, indent=1))
-    sys.exit(1 if total.found else 0)
+                click.echo(f"\r{record.total.programs.total()} of {count}", nl=False, err=True)
+    click.echo(json.dumps({key: value for key, value in record.to_json().items() if key != "shrunk"}, indent=1))
+    sys.exit(1 if record.total.found else 0)
 
 
 if __name__ == "__main__":

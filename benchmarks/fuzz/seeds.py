@@ -178,6 +178,26 @@ def texts() -> list[bytes]:
     return ["abba abc.\nÜber 東京 🙂".encode(), b"ab", b"\xff\xfe", b""]
 
 
+def json_lines() -> list[bytes]:
+    """Texts and conversations, one to a line."""
+    chat = {"messages": [{"role": "user", "content": "abba"}, {"role": "assistant", "content": "abc \ud83d\ude42"}]}
+    return [b'{"text": "abba abc."}\n"ab c"\n', json.dumps(chat).encode() + b"\r\n\n", b'"\\ud800 ab"\n', b"[]"]
+
+
+def evaluations() -> list[bytes]:
+    """What lossy passes cost: two domains and all, and one measured alone."""
+    from ingot.runtime.evaluate import measure
+
+    def logits(ids: Any) -> Any:
+        return np.eye(8, dtype=np.float32)[ids]
+
+    chunks = np.arange(12).reshape(4, 3) % 8
+    records = [measure(logits, {"a": chunks[:2], "b": chunks[2:]}, reference=lambda ids: 2 * logits(ids)),
+               measure(logits, {"a": chunks[:1]})]
+    return [json.dumps({"text": "a.txt", "tokens": 12, "results": {name: r.to_json() for name, r in found.items()}}).encode()
+            for found in records]
+
+
 def decoder_text(*, seed: int = 0) -> str:
     """decoder.ir with random numbers for its weights."""
     text = DECODER.read_text(encoding="utf-8")

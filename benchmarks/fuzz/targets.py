@@ -179,6 +179,22 @@ def _text(data: bytes, folder: Path) -> None:
     load_chunks(folder / "text.txt", tokenizer=Tokenizer.open(_artifact()), context=4)
 
 
+def _json_lines(data: bytes, folder: Path) -> None:
+    from ingot.runtime.evaluate import load_chunks
+    from ingot.runtime.tokenizer import Tokenizer
+
+    (folder / "text.jsonl").write_bytes(data)
+    load_chunks(folder / "text.jsonl", tokenizer=Tokenizer.open(_artifact()), context=4, chunks=8)
+
+
+def _evaluation(data: bytes, folder: Path) -> None:
+    from ingot.fidelity import FILE, read_evaluation
+    from ingot.report import evaluation_text
+
+    (folder / FILE).write_bytes(data)
+    evaluation_text(read_evaluation(folder) or {})
+
+
 @lru_cache(maxsize=1)
 def _artifact() -> Path:
     """One whole artifact, made once per process."""
@@ -282,6 +298,8 @@ def targets() -> dict[str, Target]:
         "repro-arrays": Target(read=_repro_arrays, seeds=seeds.repro_arrays, mutate=mutate.archive(mutate.npy)),
         "repro-record": Target(read=_repro_record, seeds=seeds.repro_records, mutate=mutate.json_value),
         "text": Target(read=_text, seeds=seeds.texts),
+        "json-lines": Target(read=_json_lines, seeds=seeds.json_lines),
+        "evaluation": Target(read=_evaluation, seeds=seeds.evaluations, mutate=mutate.json_value),
         "manifest": Target(read=_manifest, seeds=_seed("ingot.json"), mutate=mutate.json_value, cost=10),
         "receipts": Target(read=_receipts, seeds=_seed("receipts.json"), mutate=mutate.json_value),
         "stage": Target(read=_stage, seeds=seeds.stages, mutate=mutate.compressed(module), cost=2),

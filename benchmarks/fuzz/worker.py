@@ -2,7 +2,8 @@
 
     python -m benchmarks.fuzz.worker TARGET SEED FINDINGS [libFuzzer options and corpus folders]
 
-Failures do not end it: each new kind is written to FINDINGS as the input, with its traceback beside it.
+Failures do not end it: each new kind is written to FINDINGS as the input, with its traceback beside it. What lies there already
+is tried first, and goes if it does not fail any more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from collections import Counter
 from pathlib import Path
 
 import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+STEM = 12
+"""Letters in the name of a finding: of its hash."""
 
 
 def main(name: str, seed: int, findings: Path, options: list[str]) -> None:
@@ -35,7 +39,7 @@ def main(name: str, seed: int, findings: Path, options: list[str]) -> None:
             return
         counts[failure.kind] += 1
         if counts[failure.kind] == 1:
-            stem = hashlib.sha256(data).hexdigest()[:12]
+            stem = hashlib.sha256(data).hexdigest()[:STEM]
             (findings / stem).write_bytes(data)
             (findings / f"{stem}.txt").write_text(f"{failure.error}\n{failure.where}\n\n{failure.trace}", encoding="utf-8",
                                                   errors="replace")
@@ -49,6 +53,11 @@ def main(name: str, seed: int, findings: Path, options: list[str]) -> None:
         return target.mutate(data, rng)[:limit]
 
     findings.mkdir(parents=True, exist_ok=True)
+    for path in sorted(findings.glob("[0-9a-f]" * STEM)):
+        data = path.read_bytes()
+        for old in (path, path.with_name(f"{path.name}.txt")):
+            old.unlink(missing_ok=True)
+        one(data)
     atheris.Setup([name, f"-seed={seed}", *options], one, custom_mutator=mutate)
     atheris.Fuzz()
 

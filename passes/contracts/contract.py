@@ -16,6 +16,8 @@ only where slices alone do not tell: a value has changed its meaning, and others
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -200,7 +202,7 @@ class _Checker:
                              seed=self.check.seed)
             try:
                 folder = write_repro(self.check.repro, self.p, kept)
-                hint = f"replay it with: ingot bisect {folder}"
+                hint = f"replay it with: ingot bisect {folder}{_plugin(self.p) if kept.replays else ''}"
             except IngotError as error:
                 hint = f"no repro was written: {error.message}"
         return self._error(new, str(found.difference), difference=found.difference, lines=lines, hint=hint)
@@ -221,3 +223,9 @@ def _line(module: Module, value: Value) -> str:
     named = names(module.main)
     text = print_op(value.op, named) if value.op is not None else f"{named.get(value, value.hint)}: {value.type}"
     return text if len(text) <= 150 else text[:147] + "..."
+
+
+def _plugin(p: Pass) -> str:
+    """The option by which a pass from outside is found."""
+    file = getattr(sys.modules.get(type(p).__module__), "__file__", None)
+    return "" if file is None or type(p).__module__.startswith("ingot.") else f" --plugin {shlex.quote(file)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -127,8 +128,8 @@ def read_config(path: Path) -> AdapterConfig:
 
     Raises CheckpointError: no directory or configuration, a broken one, a kind of adapter that cannot be merged.
     """
-    if not path.is_dir():
-        raise CheckpointError("no such directory" if not path.exists() else "this is not a directory", where=str(path),
+    if not os.path.isdir(path):  # False for names that no file can have, too
+        raise CheckpointError("no such directory" if not os.path.exists(path) else "this is not a directory", where=str(path),
                               hint=f"an adapter is a directory with {CONFIG} and safetensors")
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"this is not an adapter: it has no {CONFIG}", where=str(path),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ingot.compiler import Step, calibration, load
-from ingot.errors import IngotError, PassError
+from ingot.errors import IngotError, NothingMatched, PassError
 from ingot.ir.copy import copy_module
 from ingot.ir.module import Module
 from ingot.ir.op import Op
@@ -183,7 +184,8 @@ class _Bisector:
         """A copy of what the first `start` passes made, after those up to `stop`."""
         twin = copy_module(module)
         for p in self.pipeline[start:stop]:
-            run_pass(twin, p, self.ctx)
+            with suppress(NothingMatched):  # behind a wrong pass there may be nothing left for it
+                run_pass(twin, p, self.ctx)
         return twin
 
     # --- the value within the pass ------------------------------------------------------------------------------------

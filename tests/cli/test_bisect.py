@@ -61,6 +61,12 @@ def test_the_pass_is_found_wherever_it_stands(place: int) -> None:
     assert "sub(%d2, %m2)" in found.guilty.op_after
 
 
+def test_a_pass_that_finds_nothing_is_passed_over() -> None:
+    """Behind a mistake there may be nothing left for the passes that follow."""
+    found = bisect(stack(4), "clean,planted-swapped-sub{only=2},fuse{mlp},clean")
+    assert guilty(found) == ("planted-swapped-sub{only=2}", 2, "%h3")
+
+
 @pytest.mark.parametrize("metric", ["relative", "max-abs", "kl", "top1"])
 def test_metrics(metric: str) -> None:
     pipeline = "clean,planted-wider-window{only=3},clean"

@@ -83,7 +83,7 @@ def test_opt_names_what_a_pass_broke_and_leaves_a_repro(run: Run, plugin: Path, 
     assert len(lines) <= 10
     assert lines[0].startswith("error: forgetful broke its contract (exact): %y: f32[S, 2] at [")
     assert "before: %b = silu(%y)" in lines[1]
-    assert lines[-1].strip() == f"replay it with: ingot bisect {tmp_path / 'repros' / 'forgetful-1'}"
+    assert lines[-1].strip() == f"replay it with: ingot bisect {tmp_path / 'repros' / 'forgetful-1'} --plugin {plugin}"
     assert not (tmp_path / "out.ir").exists()
     again = run("bisect", tmp_path / "repros" / "forgetful-1", "--plugin", plugin)
     assert again.exit_code == 1

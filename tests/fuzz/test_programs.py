@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.random_programs import Mismatch, check_program, run_block
+from benchmarks.random_programs import Block, Mismatch, Record, check_program, run_block
 from ingot.ir.module import Builder, Module
 from ingot.ir.ops.pointwise import Neg
 from ingot.ir.text import parse_module
@@ -36,6 +38,21 @@ def test_what_went_wrong_once(path: Path) -> None:
     pipeline = next(line.removeprefix("# run: ") for line in text.split("\n") if line.startswith("# run: "))
     for seed in range(4):
         check_program(parse_module(text), parse_pipeline(pipeline), seed=seed)
+
+
+def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """What went wrong then and goes right by now is counted apart."""
+    path, wrong = tmp_path / "r.json", TEXT.replace("f32[S, 2]", "i64[S, 2]")
+    first = Record.read(path, 1)
+    new = first.add([Block(programs=Counter(graph=50), found={"dce AssertionError": f"# run: dce\n{TEXT}"}),
+                     Block(programs=Counter(graph=20), known=Counter({"dce AssertionError": 2}),
+                           found={"cse again": f"# run: cse\n{wrong}"})])
+    assert list(new) == ["dce AssertionError", "cse again"]
+    path.write_text(json.dumps(first.to_json()))
+    again = Record.read(path, 1)
+    assert (again.blocks, again.total.programs, again.total.known) == (2, Counter(graph=70), Counter({"cse again": 1}))
+    assert again.fixed == Counter({"dce AssertionError": 3})
+    assert Record.read(path, 2).blocks == 0
 
 
 def negate(module: Module, ctx: Context) -> int:

@@ -192,7 +192,7 @@ def broken(p: Pass, module: Module, folder: Path, check: Callable[..., Check] = 
         checked(p, module, check(repro=folder))
     hint = str(caught.value).splitlines()[-1]
     assert hint.startswith("  replay it with: ingot bisect ")
-    return Path(hint.removeprefix("  replay it with: ingot bisect "))
+    return Path(hint.removeprefix("  replay it with: ingot bisect ").partition(" --plugin ")[0])
 
 
 @pytest.mark.usefixtures("named")
