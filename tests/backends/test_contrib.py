@@ -25,7 +25,8 @@ module @block {
   const @w : f32[128, 64] = memory(key="w")
   const @freq : f32[ROT] = memory(key="freq")
   const @sinks : f32[4] = memory(key="sinks")
-  const @step : f32[1, 2, 1, 16] = memory(key="step")
+  const @kstep : f32[1, 2, 1, 16] = memory(key="kstep")
+  const @vstep : f32[1, 2, 1, 16] = memory(key="vstep")
   func @forward(%x: f32[B, S, 64], %pos: i64[B, S], %kc: CACHE[B, 2, T, 16], %vc: CACHE[B, 2, T, 16])
       -> (f32[B, S, 64], CACHE[B, 2, T, 16] reuse %kc, CACHE[B, 2, T, 16] reuse %vc) {
     %qkv = linear(%x, @w) : f32[B, S, 128]
@@ -50,13 +51,13 @@ PLAIN = """    %kn = cache.write(%kc, %k, %pos) : f32[B, 2, T, 16]
     %vn = cache.write(%vc, %v, %pos) : f32[B, 2, T, 16]
     %kr = reshape(%kn) {shape = [B, 2, T, 16]} : f32[B, 2, T, 16]
     %vr = reshape(%vn) {shape = [B, 2, T, 16]} : f32[B, 2, T, 16]"""
-INT8 = "\n".join(f"""    %{c}d = div(%{c}, @step) : f32[B, 2, S, 16]
+INT8 = "\n".join(f"""    %{c}d = div(%{c}, @{c}step) : f32[B, 2, S, 16]
     %{c}q = round(%{c}d) : f32[B, 2, S, 16]
     %{c}l = clamp(%{c}q) {{least = -128.0, greatest = 127.0}} : f32[B, 2, S, 16]
     %{c}i = cast(%{c}l) {{dtype = i8}} : i8[B, 2, S, 16]
     %{c}n = cache.write(%{c}c, %{c}i, %pos) : i8[B, 2, T, 16]
     %{c}f = cast(%{c}n) {{dtype = f32}} : f32[B, 2, T, 16]
-    %{c}r = mul(%{c}f, @step) : f32[B, 2, T, 16]""" for c in "kv")
+    %{c}r = mul(%{c}f, @{c}step) : f32[B, 2, T, 16]""" for c in "kv")
 
 
 def block(*, extra: str = "", sinks: bool = False, int8: bool = False, rotary: int = 8, interleaved: bool = False) -> Module:
@@ -66,7 +67,7 @@ def block(*, extra: str = "", sinks: bool = False, int8: bool = False, rotary: i
     module = parse_module(text)
     rng = np.random.default_rng(0)
     given = {"w": rng.standard_normal((128, 64)) * 0.2, "freq": 1.0 / 10 ** np.arange(rotary), "sinks": rng.standard_normal(4),
-             "step": rng.uniform(0.02, 0.05, (1, 2, 1, 16))}
+             "kstep": rng.uniform(0.02, 0.05, (1, 2, 1, 16)), "vstep": rng.uniform(0.02, 0.05, (1, 2, 1, 16))}
     for name, array in given.items():
         module.consts[name].weight = ArrayWeight(array.astype(np.float32))
     run_pipeline(module, parse_pipeline("canonicalize,dce"))

@@ -207,6 +207,8 @@ def test_integers_use_their_outermost_code(bits: int) -> None:
     for w in ([0.25, 1.0, -0.5, 0.0], [-1.0, 0.3, 0.2, 0.0]):
         made = coded(fmt, np.array([w], np.float32), 16, symmetric=True)
         assert np.abs(made.decoded()).max() == 1.0
+        assert made.codes.min() == 0
+        assert made.codes[0, 3] == 1 << (bits - 1)
         assert made.decoded()[0, 3] == 0
     made = coded(fmt, np.array([[0.3, 0.7, 1.0, 0.0]], np.float32), 16, symmetric=False)
     assert made.decoded()[0, 3] == 0

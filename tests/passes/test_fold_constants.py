@@ -6,7 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ingot.ir.interpret import run
 from ingot.ir.text import parse_module
+from ingot.ir.value import Const
 from ingot.ir.weights import ArrayWeight, DerivedWeight, FileWeight
 from ingot.passes.base import Context
 from ingot.passes.cleanup.cse import Cse
@@ -36,6 +38,23 @@ def test_declared_type_and_no_rounding_in_between():
     np.testing.assert_array_equal(narrow, w.astype(np.float32) + np.float32(1 / 3))
     assert wide.dtype == np.float64
     np.testing.assert_allclose(wide, w.astype(np.float64) + 1 / 3, rtol=1e-15)
+
+
+def test_narrow_floats_are_added_up_in_32_bits():
+    """In bf16 the sum of ones ends at 256."""
+    module = parse_module("""module @m {
+      const @w : bf16[601] = file(key="w")
+      func @forward() -> (bf16[1]) {
+        %s = sum(@w) {axis = [0], keep = true} : bf16[1]
+        return %s
+      }
+    }""")
+    module.consts["w"].weight = ArrayWeight(np.ones(601, ml_dtypes.bfloat16))
+    FoldConstants().run(module, Context())
+    [made] = module.main.returns
+    assert run(module, [])[0] == 601
+    assert isinstance(made, Const)
+    assert made.weight.materialize() == ml_dtypes.bfloat16(601)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.uint4, np.float32])

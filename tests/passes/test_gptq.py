@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from ingot.errors import IRError, PassError
-from ingot.ir.copy import copy_module
+from ingot.ir.copy import copied, copy_module
 from ingot.ir.formats import FORMATS, Format, format_named
 from ingot.ir.interpret import run
 from ingot.ir.module import Module
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.weights import ArrayWeight
 from ingot.passes.base import Context
-from ingot.passes.calibration.moments import Moments
+from ingot.passes.calibration.moments import Moments, gather
+from ingot.passes.calibration.track import Track
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
 from ingot.passes.quantization import rtn
 from ingot.passes.quantization.gptq import feedback, gptq
@@ -59,18 +60,19 @@ def test_loses_less_than_the_nearest_codes_under_the_best_steps(fmt: Format, sym
         name: (a.shape, a.dtype) for name, a in nearest.parts.items()}
 
 
-def test_is_the_paper_s_update_by_the_inverse() -> None:
+@pytest.mark.parametrize("group", [4, 12])
+def test_is_the_paper_s_update_by_the_inverse(group: int) -> None:
     """Column by column: the rest takes on -e / [H^-1]_jj [H^-1]_j: after which j leaves the inverse (equations 2 and 3)."""
     w, second = weight(6, 12), moments(correlated(12))
     fmt = format_named("int3")
-    how = feedback(second, group=12, damping=0.0)
-    scales = rtn.chosen_steps(w, fmt, group=12)
+    how = feedback(second, group=group, damping=0.0)
+    scales = rtn.chosen_steps(w, fmt, group=group)
     order = np.concatenate(how.groups)
     inverse = np.linalg.inv(second.astype(np.float64)[np.ix_(order, order)])
     left, values = w.astype(np.float64)[:, order], np.zeros(w.shape)
     for j in range(12):
-        values[:, j] = fmt.decode(fmt.encode(left[:, j].astype(np.float32), scales.step[:, 0], scales.zero[:, 0]),
-                                  scales.step[:, 0], scales.zero[:, 0])
+        each = scales.step[:, order[j] // group], scales.zero[:, order[j] // group]
+        values[:, j] = fmt.decode(fmt.encode(left[:, j].astype(np.float32), *each), *each)
         error = (left[:, j] - values[:, j]) / inverse[j, j]
         left -= error[:, None] * inverse[j]
         inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
@@ -149,6 +151,25 @@ def quantised(module: Module, options: str) -> tuple[Module, dict[str, object]]:
     after = copy_module(module)
     [receipt] = run_pipeline(after, parse_pipeline(f"quantize{{{options}}}"), Context(calibration=CALIBRATION))
     return after, receipt.details
+
+
+def test_moments_are_means_over_all_tokens() -> None:
+    module = decoder()
+    original, twins = copied(module)
+    embed = original.consts["embed"]
+    original.set_weight(embed, ArrayWeight(embed.weight.materialize() + np.float32(0.5)))
+    linear = next(op for op in module.ops if op.name == "linear")
+    tracks = Track(module, CALIBRATION), Track(original, CALIBRATION)
+    for track, stop in zip(tracks, (linear, twins[linear.result].op), strict=True):
+        assert stop is not None
+        track.advance(stop)
+    made = gather(linear.x, [linear], *tracks, twins)  # type: ignore[attr-defined]
+    x, wanted = (np.concatenate([np.asarray(track.rows(value, batch)) for batch in range(len(CALIBRATION))])
+                 for track, value in zip(tracks, (linear.x, twins[linear.x]), strict=True))  # type: ignore[attr-defined]
+    assert made.drift is not None
+    np.testing.assert_allclose(made.second, x.T @ x / len(x), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(made.drift, (wanted - x).T @ x / len(x), rtol=1e-3, atol=1e-5)
+    assert np.abs(made.drift).max() > 0.01
 
 
 @pytest.mark.parametrize("changes", [{}, {"qkv": "fused", "mlp_fused": True, "norm": "layer", "norm_bias": True,

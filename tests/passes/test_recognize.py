@@ -142,3 +142,39 @@ def test_a_near_miss_says_why():
     [gate_up] = [reason for rule, reason in reasons(text, Fuse()) if rule == "GateUp" and "read different inputs" in reason]
     assert "%u" in gate_up
     assert "%g" in gate_up
+
+
+WRITTEN = """module @m {
+  dim B in 1..4
+  dim S in 1..16
+  func @forward(%q: f32[B, 4, S, 8], %k: f32[B, 2, S, 8], %v: f32[B, 2, S, 8]) -> (f32[B, 4, S, 8]) {
+    %k1 = reshape(%k) {shape = [B, ONE, S, 8]} : f32[B, ONE, S, 8]
+    %k2 = expand(%k1) {shape = [B, 2, 2, S, 8]} : f32[B, 2, 2, S, 8]
+    %k3 = reshape(%k2) {shape = [B, 4, S, 8]} : f32[B, 4, S, 8]
+    %v1 = reshape(%v) {shape = [B, ONE, S, 8]} : f32[B, ONE, S, 8]
+    %v2 = expand(%v1) {shape = [B, 2, 2, S, 8]} : f32[B, 2, 2, S, 8]
+    %v3 = reshape(%v2) {shape = [B, 4, S, 8]} : f32[B, 4, S, 8]
+    %t = transpose(%k3) {perm = [0, 1, 3, 2]} : f32[B, 4, 8, S]
+    %s = matmul(%q, %t) : f32[B, 4, S, S]
+    %columns = arange() {count = S} : i64[S]
+    %rows = reshape(%columns) {shape = [S, 1]} : i64[S, 1]
+    %hidden = COMPARED : bool[S, S]
+    %shut = scalar() {value = -inf} : f32[]
+    %m = where(%hidden, %shut, %s) : f32[B, 4, S, S]
+    %p = softmax(%m) : f32[B, 4, S, S]
+    %o = matmul(%p, %v3) : f32[B, 4, S, 8]
+    return %o
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("compared", ["gt(%columns, %rows)", "lt(%rows, %columns)"])
+@pytest.mark.parametrize(("one", "key_heads"), [("2, 1", 2), ("1, 2", 4)], ids=["repeated", "tiled"])
+def test_keys_hidden_by_a_comparison_under_heads_repeated_or_in_tiles(check_exact, one, key_heads, compared):
+    """Attention shares repeated heads; in tiles they stand in another order and stay."""
+    module = parse_module(WRITTEN.replace("ONE", one).replace("COMPARED", compared))
+    check_exact(module, "recognize")
+    [attention] = [op for op in module.ops if op.name == "attention"]
+    assert (attention.causal, attention.window, attention.bias, attention.mask) == (True, None, None, None)
+    assert attention.k.type.dims[1] == key_heads

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from ingot.errors import PassError
 from ingot.ir.copy import copy_module
 from ingot.ir.module import Module
+from ingot.ir.ops.attention import Attention
 from ingot.ir.ops.matmul import Linear
 from ingot.passes.base import Context
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
@@ -90,6 +91,18 @@ def test_parts_and_seeds() -> None:
     one, same, other = (rotated(module, Rotate(seed=s))[0].consts["embed"].weight.materialize() for s in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+def test_values_that_two_attentions_read_stay() -> None:
+    """Layers that share their keys and values."""
+    module = Decoder(**LLAMA).module()
+    first, second = (op for op in module.ops if isinstance(op, Attention))
+    for name in ("k", "v"):
+        module.main.set_operand(second, name, getattr(first, name))
+    module.main.drop_dead()
+    _, sites, skipped = rotated(module)
+    assert sites == 1
+    assert "two attentions read the same values" in str(skipped)
 
 
 def test_what_cannot_be_turned_is_named() -> None:

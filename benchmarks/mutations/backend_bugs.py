@@ -1,0 +1,88 @@
+"""Bugs in the backends: rules in standard operators, onnxruntime's contrib kernels, torch, generated Triton."""
+
+from __future__ import annotations
+
+from benchmarks.mutations.mutant import Mutant, case, diff
+
+_CONTRIB, _KERNEL = "backends/onnx/contrib_attention.py", "tests/backends/test_contrib.py::test_attention_over_a_cache"
+_PACKED = "tests/backends/test_contrib.py::test_packed_weights"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # standard operators
+    Mutant("mean-is-a-sum", "backends/onnx/rules_reduce.py", 'Mean: "ReduceMean"', 'Mean: "ReduceSum"', (case("mean-last"),)),
+    Mutant("flip-forgets-an-end", "backends/onnx/rules_layout.py", "least = np.iinfo(np.int64).min", "least = 0",
+           (case("flip-one"),)),
+    Mutant("cache-written-at-the-last-position", "backends/onnx/rules_attention.py",
+           'first = lo.emit("Gather", lo(op.pos), lo.const(0), axis=1)',
+           'first = lo.emit("Gather", lo(op.pos), lo.const(-1), axis=1)',
+           (case("cache.write-f32"),)),
+    Mutant("rope-scale-on-the-sine-alone", "backends/onnx/rules_attention.py", "if op.scale != 1.0:",
+           'if op.scale != 1.0 and node == "Sin":',
+           (case("rope-partial,_interleaved_True"),)),
+    Mutant("hidden-keys-not-quite-hidden", "ir/ops/attention_parts.py", "HIDDEN = -1e30", "HIDDEN = -1.0",
+           (case("attention-window"), case("attention-sinks"))),
+    Mutant("layer-norm-bias-as-its-scale", "backends/onnx/rules_norm.py",
+           "bias = None if op.bias is None else factor(lo, op, op.bias, size)",
+           "bias = None if op.bias is None else factor(lo, op, op.w, size)",
+           (case("layer_norm-f32"), case("layer_norm-bias_alone"))),
+    Mutant("pick-along-another-axis", "backends/onnx/rules_layout.py", "perm=sorted(range(len(front)), key=front.__getitem__)",
+           "perm=front", (case("pick-last_of_four_axes"),)),
+    # contrib kernels
+    Mutant("kernel-window-one-short", _CONTRIB, "local_window_size=op.window if", "local_window_size=op.window - 1 if",
+           (diff(f"{_KERNEL}[ragged-step-window]"), diff(f"{_KERNEL}[prompt-window]"))),
+    Mutant("kernel-softcap-dropped", _CONTRIB, "softcap=op.softcap or 0.0", "softcap=0.0", (diff(f"{_KERNEL}[prompt-softcap]"),)),
+    Mutant("kernel-scale-dropped", _CONTRIB, "scale=op.scale, softcap", "scale=1.0, softcap",
+           (diff(f"{_KERNEL}[prompt-plain]"),)),
+    Mutant("kernel-sinks-dropped", _CONTRIB, "None, bias, sinks,", "None, bias, None,", (diff(f"{_KERNEL}[prompt-sinks]"),)),
+    Mutant("kernel-rope-pairs-the-other-way", _CONTRIB, '"rotary_interleaved": int(a.interleaved)',
+           '"rotary_interleaved": int(not a.interleaved)',
+           (diff(f"{_KERNEL}[prompt-interleaved]"),)),
+    Mutant("kernel-key-and-value-steps-swapped", _CONTRIB, "for s in (k_scale, v_scale))", "for s in (v_scale, k_scale))",
+           (diff(f"{_KERNEL}[prompt-int8]"),)),
+    Mutant("kernel-reads-the-first-position", _CONTRIB, "lo.const(-1), axis=1), to=onnx_dtype(i32))",
+           "lo.const(0), axis=1), to=onnx_dtype(i32))",
+           (diff(f"{_KERNEL}[chunk-after-past-plain]"),)),
+    Mutant("kernel-lengths-of-rows-mixed", _CONTRIB, "return ends, total",
+           'return lo.emit("Sub", lo.emit("Add", ends, lo.emit("Sub", total, ends)), '
+           "lo.const(1, i32)), total", (diff(f"{_KERNEL}[ragged-step-plain]"),)),
+    Mutant("kernel-residual-added-twice", "backends/onnx/contrib_norm.py",
+           '"SkipSimplifiedLayerNormalization", lo(op.x), lo(op.skip), weight',
+           '"SkipSimplifiedLayerNormalization", lo(op.skip), lo(op.skip), weight', (case("skip_rms_norm-f32"),)),
+    Mutant("kernel-e2m1-steps-not-halved", "backends/onnx/contrib_quant.py", "lo.const(0.5, f32)", "lo.const(1.0, f32)",
+           (case("dequantize-fp4_in_a_linear"),)),
+    Mutant("kernel-zero-points-dropped", "backends/onnx/contrib_quant.py",
+           '"MatMulNBits", lo(op.x), w.codes, w.scales, w.zeros, None, bias',
+           '"MatMulNBits", lo(op.x), w.codes, w.scales, None, None, bias',
+           (case("dequantize-int4_with_zeros_in_a_linear"), diff(f"{_PACKED}[format=int4 group=32]"))),
+    Mutant("kernel-three-bit-middle-not-moved", "backends/onnx/contrib_quant.py", "np.uint8(4 if middle else 0)", "np.uint8(0)",
+           (case("dequantize-int3_in_a_linear"), case("dequantize-int3,_whole_rows,_in_a_linear"))),
+    Mutant("prefill-peak-not-multiplied-back", "backends/onnx/contrib_int8.py",
+           "step, w_scale, middle, domain=CONTRIB_DOMAIN), peak)",
+           "step, w_scale, middle, domain=CONTRIB_DOMAIN), lo.const(1.0, f32))",
+           (diff("tests/backends/test_contrib.py::test_int8_rows_made_at_load[format=int4 group=32]"),)),
+    # torch
+    Mutant("torch-norm-eps-dropped", "backends/torch/rules_norm.py", "keepdim=True) + op.eps)", "keepdim=True))",
+           (case("rms_norm-f32"), case("rms_norm-no_weight"))),
+    Mutant("torch-key-heads-tiled", "backends/torch/rules_attention.py", "repeat_interleave(n, 1)", "repeat(1, n, 1, 1)",
+           (case("attention-sinks"), case("attention-everything"))),
+    Mutant("torch-blind-rows-left-alone", "backends/torch/rules_attention.py",
+           "return y if blind is None else y.masked_fill(blind, 0.0)",
+           "return y", (case("attention-mask"), case("attention-causal_with_mask"), case("attention-everything"))),
+    Mutant("torch-split-at-the-wrong-offset", "backends/torch/rules_layout.py", "torch.split(x, list(op.sizes), op.axis)",
+           "torch.split(x, list(op.sizes)[::-1], op.axis)[::-1]", (case("split-last"),)),
+    Mutant("torch-rope-interleaved-as-halves", "backends/torch/rules_compute.py", "if op.interleaved:",
+           "if op.interleaved is None:",
+           (case("rope-interleaved_True"),)),
+    # Triton
+    Mutant("triton-causal-one-short", "backends/triton/attention.py", 'seen.append("(t <= at)")', 'seen.append("(t < at)")',
+           (case("attention-causal_f32", interpreted=True),)),
+    Mutant("triton-key-heads-tiled", "backends/triton/attention.py",
+           "self.h = self.g * self.repeat + quotient(self.row, self.steps, pull.bounds)",
+           "self.h = self.g + self.groups * quotient(self.row, self.steps, pull.bounds)",
+           (case("attention-causal_f32", interpreted=True),)),
+    Mutant("triton-rope-turns-backwards", "backends/triton/pull_rope.py",
+           "tl.where({first.text}, -{other.operand}, {other.text})",
+           "tl.where({first.text}, {other.operand}, -{other.text})", (case("rope-f32", interpreted=True),)),
+    Mutant("triton-norm-of-a-sum", "backends/triton/expand.py", 'mean = b(Mean(b(Mul(x, x), "square"), (-1,), True), "mean")',
+           'mean = b(Sum(b(Mul(x, x), "square"), (-1,), True), "mean")', (case("rms_norm-f32", interpreted=True),)),
+)

@@ -1,0 +1,67 @@
+"""Bugs in the runtime: positions and rows of a session, its cache, sampling, text, weights made at load, measurements."""
+
+from __future__ import annotations
+
+from benchmarks.mutations.mutant import Mutant, diff, example, prop
+
+_SESSION, _CACHE, _SAMPLING = "runtime/session.py", "runtime/cache.py", "runtime/sampling.py"
+_IN_SESSION = "tests/runtime/test_session.py"
+_FILTERS = "tests/runtime/test_sampling.py::test_the_filters_are_those_of_transformers"
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant("chunks-begin-at-position-zero", _SESSION, "call.positions[:] = self._lengths[rows, None] + np.arange(tokens)",
+           "call.positions[:] = np.arange(tokens)",
+           (diff(f"{_IN_SESSION}::test_prefill_in_chunks_then_steps_equals_one_forward[7]"),)),
+    Mutant("rows-continue-at-the-longest", _SESSION, "call.positions[:] = self._lengths[rows, None] + np.arange(tokens)",
+           "call.positions[:] = self._lengths.max() + np.arange(tokens)",
+           (diff(f"{_IN_SESSION}::test_append_continues_rows_where_they_are"),)),
+    Mutant("steps-of-rows-mixed", _SESSION, "call.positions[:, 0] = self._lengths", "call.positions[:, 0] = self._lengths.max()",
+           (diff(f"{_IN_SESSION}::test_rows_of_different_lengths_equal_each_row_alone"),)),
+    Mutant("logits-of-the-token-before", _SESSION, "take = np.array([[part.shape[1] - 1]], np.int64)",
+           "take = np.array([[max(part.shape[1] - 2, 0)]], np.int64)",
+           (diff(f"{_IN_SESSION}::test_prefill_in_chunks_then_steps_equals_one_forward[32]"),)),
+    Mutant("chunks-overlap", _SESSION, "part = ids[None, first : first + chunk]", "part = ids[None, first : first + chunk + 1]",
+           (diff(f"{_IN_SESSION}::test_prefill_in_chunks_then_steps_equals_one_forward[7]"),)),
+    Mutant("held-rows-advance", _SESSION, "self._lengths += 1 if hold is None else ~hold", "self._lengths += 1",
+           (diff(f"{_IN_SESSION}::test_held_rows_do_not_advance"),)),
+    Mutant("select-leaves-the-cache", _SESSION, "        self._cache.select(rows)\n", "        self._cache.batch = len(rows)\n",
+           (diff(f"{_IN_SESSION}::test_select_keeps_reorders_and_repeats_rows"),)),
+    Mutant("growing-loses-a-position", _CACHE, "slice(keep) if dim", "slice(keep - 1) if dim",
+           (example("tests/runtime/test_cache.py::test_growing_keeps_the_first_positions_and_states_without_positions"),)),
+    Mutant("codes-become-floats-without-their-step", _CACHE, "np.multiply(old, step, out=new)", "np.multiply(old, 1, out=new)",
+           (prop("tests/runtime/test_cache.py::test_codes_become_floats_and_the_same_codes_again[shape0]"),)),
+    Mutant("floats-wrap-around-as-codes", _CACHE, "np.clip(np.rint(old / step), -128, 127)",
+           "np.rint(old / step).astype(np.int32)",
+           (example("tests/runtime/test_cache.py::test_floats_outside_the_codes_are_clipped"),)),
+    Mutant("top-p-stops-one-short", _SAMPLING, "int(np.searchsorted(reached, mass)) + 1]",
+           "max(int(np.searchsorted(reached, mass)), 1)]",
+           (diff(_FILTERS),)),
+    Mutant("top-k-one-more", _SAMPLING, "np.partition(scores, -options.top_k)[-options.top_k]",
+           "np.sort(scores)[-options.top_k - 1]", (diff(_FILTERS),)),
+    Mutant("repetition-penalty-of-the-other-sign", _SAMPLING, "np.where(before < 0, before * penalty, before / penalty)",
+           "np.where(before < 0, before / penalty, before * penalty)", (diff(_FILTERS),)),
+    Mutant("temperature-multiplied", _SAMPLING, "/ np.float32(options.temperature)", "* np.float32(options.temperature)",
+           (diff(_FILTERS),)),
+    Mutant("rows-share-a-seed", _SAMPLING, "range(options.seed, options.seed + rows)", "[options.seed] * rows",
+           (diff("tests/runtime/test_sampling.py::test_row_i_draws_as_if_alone_with_seed_plus_i"),)),
+    Mutant("stop-string-held-one-short", "runtime/stream.py", "default=1) - 1", "default=1) - 2",
+           (prop("tests/runtime/test_stream.py::test_stop_strings_across_pieces"),)),
+    Mutant("stop-string-shows-its-first-letter", "runtime/stream.py", "return pending[:start]", "return pending[:start + 1]",
+           (prop("tests/runtime/test_stream.py::test_stop_strings_across_pieces"),)),
+    Mutant("text-repeats-what-was-shown", "runtime/stream.py", "self._done, self._text = len(self._ids), self._decode(self._ids)",
+           'self._done, self._text = len(self._ids), ""',
+           (prop("tests/runtime/test_stream.py::test_random_tokens[byte-level]"),)),
+    Mutant("context-ends-one-early", "runtime/generate.py", "session.context - len(ids) + 1", "session.context - len(ids)",
+           (example("tests/runtime/test_generate.py::test_a_full_context_ends_the_row"),)),
+    Mutant("int8-rows-wrap-around", "runtime/lookup.py", "peak / 127)", "peak / 128)",
+           (diff("tests/runtime/test_lookup.py::test_int8_rows"),)),
+    Mutant("looked-up-zero-points-of-the-first-row", "runtime/lookup.py", "split = split - zero[own, :, None]",
+           "split = split - zero[:1, :, None]",
+           (diff("tests/runtime/test_lookup.py::test_zero_points"),
+            diff("tests/backends/test_contrib.py::test_int8_rows_made_at_load[format=int4 group=32]"))),
+    Mutant("perplexity-of-the-token-itself", "runtime/evaluate.py", "losses += [_losses(scores, row[1:])",
+           "losses += [_losses(scores, row[:-1])",
+           (diff("tests/runtime/test_evaluate.py::test_perplexity_equals_torch[1]"),)),
+    Mutant("divergence-of-the-reference-from-the-model", "runtime/evaluate.py", "divergence.append(_divergence(p, q))",
+           "divergence.append(_divergence(q, p))", (diff("tests/runtime/test_evaluate.py::test_comparison_equals_torch"),)),
+)
