@@ -29,7 +29,7 @@ EXPERTS = "batched_mm"
 def configuration(path: Path, raw: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration in a checkpoint directory whose config.json is `raw`.
 
-    Raises CheckpointError for one transformers does not know, that brings code of its own, or of quantised weights.
+    Raises CheckpointError for one transformers does not know, or that brings code of its own.
     """
     where = str(path)
     if not isinstance(raw.get("model_type"), str):
@@ -40,16 +40,14 @@ def configuration(path: Path, raw: Mapping[str, Any]) -> PreTrainedConfig:
         raise CheckpointError(brings, where=where, hint="build the model yourself and use import_module")
     if excess := _excess(raw):
         raise CheckpointError(f"in config.json {excess}", where=where)
-    if raw.get("quantization_config") is not None:
-        raise CheckpointError("the checkpoint is already quantised, which is not supported", where=where,
-                              hint="start from the checkpoint it was made from")
     with quiet():
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            return config
         except Exception as error:
             raise CheckpointError(f"transformers {transformers.__version__} does not read config.json: {first_line(error)}",
                                   where=where) from error
+    vars(config).pop("quantization_config", None)  # the architecture is the same; what codes mean is read apart
+    return config
 
 
 def _excess(raw: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from ingot.frontend.buffers import computed_buffers
 from ingot.frontend.checkpoint import read_checkpoint
 from ingot.frontend.importer import WeightOf
 from ingot.frontend.keys import cast_weight, match_keys
-from ingot.frontend.modules import import_module
+from ingot.frontend.modules import first_names, import_module
+from ingot.frontend.quantized.coded import CodedWeight, place_codes
+from ingot.frontend.quantized.reader import weights_of
 from ingot.frontend.signature import Call, signature_of
 from ingot.frontend.tensors import held
 from ingot.ir.module import Module
@@ -40,7 +43,7 @@ def load_checkpoint(path: Path, *, dtype: str | None = None, weights: bool = Tru
     model = build(configuration(path, checkpoint.config), COMPUTE[dtype or "f32"], where=str(path))
     if not weights:
         return import_model(model, name=path.name, source=path.name)
-    match = match_keys(model, checkpoint.tensors)
+    match = match_keys(model, weights_of(checkpoint))
     if match.unexpected:
         warnings.warn(f"{path}: {len(match.unexpected)} tensors are no part of {type(model).__name__} and stay unused: "
                       f"{listed(match.unexpected)}", stacklevel=3)
@@ -51,13 +54,22 @@ def load_checkpoint(path: Path, *, dtype: str | None = None, weights: bool = Tru
         if name not in found:
             missing.append(name)
             return held(name, tensor)
-        return cast_weight(found[name], TORCH_DTYPES[tensor.dtype])
+        weight, floats = found[name], TORCH_DTYPES[tensor.dtype]
+        return replace(weight, type=weight.type.with_dtype(floats)) if isinstance(weight, CodedWeight) else \
+            cast_weight(weight, floats)
 
     module = import_model(model, name=path.name, source=path.name, weight_of=weight_of)
     if missing:
         raise CheckpointError(f"{len(missing)} tensors are missing: {listed(missing)}", where=str(path),
                               hint=f"{type(model).__name__} needs them; the checkpoint is incomplete or of another architecture")
+    place_codes(module)
     return module
+
+
+def tied_names(path: Path) -> dict[str, str]:
+    """Names of parameters that the configuration in a directory ties to others, and those others. Raises CheckpointError."""
+    model = build(configuration(path, read_checkpoint(path, weights=False).config), where=str(path))
+    return {name: first for name, first in first_names(model).items() if name != first}
 
 
 def import_model(model: PreTrainedModel, *, name: str = "model", source: str | None = None,

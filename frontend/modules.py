@@ -40,7 +40,7 @@ def import_module(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor] | S
             raise IngotError(f"dims of {key} name {len(labels)} axes, the example has {inputs[key].ndim}")
     used = {label for labels in dims.values() for label in labels if isinstance(label, str)}
     ranges = {label: (ranges or {}).get(label, DEFAULT_RANGE) for label in sorted(used)}
-    tied = _first_names(model)
+    tied = first_names(model)
     with _evaluating(model):
         program, ranges = trace(model, inputs, dims=dims, ranges=ranges)
     module = import_program(program, name=name, sizes=Sizes(symbol_names(program, dims), ranges), weight_of=weight_of,
@@ -76,7 +76,7 @@ def _named(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor] | Sequence
     return dict(zip(names, values))
 
 
-def _first_names(model: torch.nn.Module) -> dict[str, str]:
+def first_names(model: torch.nn.Module) -> dict[str, str]:
     """Every parameter and buffer name -> the first name of the same tensor."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}

@@ -205,11 +205,6 @@ def test_a_configuration_no_model_can_have(llama: Path) -> None:
     refused(llama, "config.json")
 
 
-def test_a_quantised_checkpoint(llama: Path) -> None:
-    edit_json(llama / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    refused(llama, "already quantised")
-
-
 def test_broken_json(llama: Path) -> None:
     (llama / "config.json").write_text("{")
     refused(llama, "config.json", "not JSON")
