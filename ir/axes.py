@@ -31,6 +31,7 @@ class AxisMap:
     mixed: labels whose positions are combined with each other. sums: label -> the labels it concatenates, in order.
     causal: labels mixed only backwards (position i sees positions <= i), as in causal attention.
     multiples: label -> the label it is a multiple of (query heads over key heads: consecutive ones share).
+    sizes: of labels that stand alone in no axis.
     """
 
     operands: tuple[tuple[Axis, ...], ...]
@@ -39,6 +40,7 @@ class AxisMap:
     sums: dict[str, tuple[str, ...]] = field(default_factory=dict)
     causal: frozenset[str] = frozenset()
     multiples: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, Dim] = field(default_factory=dict)
 
     def follow(self, operand: int, axis: int) -> tuple[str, list[tuple[int, int]]]:
         """Where one operand axis goes: its label and the (result, axis) pairs that are that axis and nothing else.

@@ -72,11 +72,15 @@ class Module:
         del self.consts[const.name]
         self.epoch += 1
 
-    def set_weight(self, const: Const, weight: Weight) -> None:
-        """Give a weight other numbers, for all its users. Raises IRError when the types differ."""
-        if weight.type != const.type:
+    def set_weight(self, const: Const, weight: Weight, *, resize: bool = False) -> None:
+        """Give a weight other numbers, for all its users; with `resize` also other sizes: call `retype`, or build the users anew.
+
+        Raises IRError when the types differ otherwise.
+        """
+        if weight.type != const.type and not (resize and weight.type.dtype == const.type.dtype
+                                              and weight.type.rank == const.type.rank):
             raise IRError(f"@{const.name} is {const.type}, the numbers are {weight.type}")
-        const.weight = weight
+        const.weight, const.type = weight, weight.type
         self.epoch += 1
 
     def set_dim(self, name: str, least: int, greatest: int) -> None:

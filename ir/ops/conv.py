@@ -77,11 +77,18 @@ class Conv(Windowed):
         space = tuple((f"s{i}",) for i in range(n))
         out = tuple((f"t{i}",) for i in range(n))
         kernel: tuple[tuple[str, ...], ...] = ((),) * n
-        depthwise = self.groups > 1 and self.x.type.dims[1] == self.w.type.dims[0] == self.groups
-        weight = (("o",), ("i",)) if self.groups == 1 else (("o",), ())
-        channels = ("i",) if self.groups == 1 else ("o",) if depthwise else ("gi",)
-        operands = ((("n",), channels, *space), (*weight, *kernel)) + (((("o",),),) if self.bias is not None else ())
-        return AxisMap(operands, ((("n",), ("o",), *out),), frozenset(f"s{i}" for i in range(n)) | {"gi"})
+        x: tuple[str, ...]
+        rows: tuple[str, ...]
+        columns: tuple[str, ...]
+        if self.groups == 1:
+            x, rows, columns = ("i",), ("o",), ("i",)
+        elif self.x.type.dims[1] == self.w.type.dims[0] == self.groups:  # depthwise
+            x, rows, columns = ("o",), ("o",), ()
+        else:
+            x, rows, columns = ("g", "i"), ("g", "o"), ("i",)
+        operands = ((("n",), x, *space), (rows, columns, *kernel)) + (((rows,),) if self.bias is not None else ())
+        return AxisMap(operands, ((("n",), rows, *out),), frozenset(f"s{i}" for i in range(n)),
+                       sizes={"g": self.groups} if "g" in x else {})
 
 
 class Pool(Windowed):

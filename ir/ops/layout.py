@@ -127,7 +127,8 @@ class Slice(Op):
         axes = _labels(self.x.type.rank)
         if self.step != 1:
             return AxisMap((axes,), (_with(axes, axis, ("part",)),), frozenset(axes[axis]))
-        return AxisMap((axes,), (_with(axes, axis, ("part",)),), sums={axes[axis][0]: ("before", "part", "after")})
+        return AxisMap((axes,), (_with(axes, axis, ("part",)),), sums={axes[axis][0]: ("before", "part", "after")},
+                       sizes={"before": self.start, "after": self.x.type.dims[axis] - self.stop})
 
 
 class Concat(Op):
@@ -228,15 +229,17 @@ class Pad(Op):
         axes = _labels(self.x.type.rank)
         out = axes
         sums: dict[str, tuple[str, ...]] = {}
+        sizes: dict[str, Dim] = {}
         mixed: set[str] = set()
         for i in range(self.x.type.rank):
             if self.pads[2 * i] != 0 or self.pads[2 * i + 1] != 0:
                 out = _with(out, i, (f"padded{i}",))
                 if self.mode == "constant":
                     sums[f"padded{i}"] = (f"before{i}", axes[i][0], f"after{i}")
+                    sizes |= {f"before{i}": self.pads[2 * i], f"after{i}": self.pads[2 * i + 1]}
                 else:
                     mixed.add(axes[i][0])
-        return AxisMap((axes,), (out,), frozenset(mixed), sums)
+        return AxisMap((axes,), (out,), frozenset(mixed), sums, sizes=sizes)
 
 
 class Take(Op):
@@ -322,7 +325,9 @@ class TakeAlong(Op):
         sizes = zip(self.x.type.dims, self.index.type.dims)
         cut = [f"x{i}" if i != axis and have != wanted else f"a{i}" for i, (have, wanted) in enumerate(sizes)]
         return AxisMap((tuple((label,) for label in cut), index), (index,), frozenset(axes[axis]),
-                       {label: (f"a{i}", f"rest{i}") for i, label in enumerate(cut) if label == f"x{i}"})
+                       {label: (f"a{i}", f"rest{i}") for i, label in enumerate(cut) if label == f"x{i}"},
+                       sizes={f"rest{i}": self.x.type.dims[i] - self.index.type.dims[i]
+                              for i, label in enumerate(cut) if label == f"x{i}"})
 
 
 class Flip(Op):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ingot.ir.axes import AxisMap, parse_axes
 from ingot.ir.op import Op
 from ingot.ir.types import TensorType
 from ingot.ir.value import Value
@@ -23,7 +24,6 @@ class Rope(Op):
     """
 
     name = "rope"
-    axes = "x[b h s d!], pos[b s], inv_freq[_] -> [b h s d!]"
     x: Value
     pos: Value
     inv_freq: Value
@@ -60,6 +60,12 @@ class Rope(Op):
         parts = (a * cos - b * sin, b * cos + a * sin)
         turned = np.stack(parts, -1).reshape(turned.shape) if self.interleaved else np.concatenate(parts, -1)
         return np.concatenate([turned, rest], -1)
+
+    def axis_map(self) -> AxisMap:
+        if self.rotary_dim != self.x.type.dims[3]:
+            return parse_axes(self, "x[b h s d!], pos[b s], inv_freq[_] -> [b h s d!]")
+        pairs = "(pair two!)" if self.interleaved else "(two! pair)"
+        return parse_axes(self, f"x[b h s {pairs}], pos[b s], inv_freq[pair] -> [b h s {pairs}]")
 
     def decompose(self, b: Builder) -> Value:
         from ingot.ir.ops.creation import Scalar

@@ -18,7 +18,6 @@ from ingot.ir.dims import evaluate, sym
 from ingot.ir.interpret import run
 from ingot.ir.module import Module
 from ingot.ir.op import Op
-from ingot.ir.ops.layout import Slice
 from ingot.ir.ops.matmul import Linear, MatMul
 from ingot.ir.ops.pointwise import Add
 from ingot.ir.text import parse_module
@@ -36,11 +35,7 @@ def _label_sizes(op: Op, axes: AxisMap) -> dict[str, int]:
         for dim, axis in zip(value.type.dims, labels):
             if len(axis) == 1:
                 sizes.setdefault(axis[0], evaluate(dim, SIZES))
-    if isinstance(op, Slice) and axes.sums:  # the only sum whose leading part stands in no axis
-        sizes["before"] = evaluate(op.start, SIZES)
-    for i, before in enumerate(getattr(op, "pads", ())[::2]):
-        sizes[f"before{i}"] = evaluate(before, SIZES)
-    return sizes
+    return sizes | {label: evaluate(size, SIZES) for label, size in axes.sizes.items()}
 
 
 def _split(axis: Axis, position: int, size: int, sizes: dict[str, int]) -> dict[str, int]:
