@@ -13,9 +13,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+
+if TYPE_CHECKING:
+    from ingot.backends.torch.executor import Executor
+    from ingot.ir.module import Module
 
 PIPELINES = {
     "fp32": "",
@@ -26,6 +31,7 @@ PIPELINES = {
     "int4 g128 awq": "awq{format=int4 group=128},quantize{format=int4 group=128 clip=mse OPTIONS}",
     "int4 g128 gptq": "quantize{format=int4 group=128 method=gptq OPTIONS}",
     "int4 g128 symmetric gptq": "quantize{format=int4 group=128 symmetric method=gptq OPTIONS}",
+    "int4 g128 budget gptq": "quantize{budget=4.28 group=128 method=gptq OPTIONS}",
     "int4 g128 rotate gptq": "rotate,quantize{format=int4 group=128 method=gptq OPTIONS}",
     "int4 g32 rtn": "quantize{format=int4 group=32 OPTIONS}",
     "int4 g32 gptq": "quantize{format=int4 group=32 method=gptq OPTIONS}",
@@ -38,7 +44,13 @@ PIPELINES = {
     "nvfp4 gptq": "quantize{format=nvfp4 method=gptq OPTIONS}",
     "mxfp4 rtn": "quantize{format=mxfp4 OPTIONS}",
     "mxfp4 gptq": "quantize{format=mxfp4 method=gptq OPTIONS}",
+    "mxfp4 rotate gptq": "rotate,quantize{format=mxfp4 method=gptq OPTIONS}",
+    "w8a8": "quantize{format=int8 group=0 symmetric OPTIONS}",
+    "w8a8 smooth": "smooth,quantize{format=int8 group=0 symmetric OPTIONS}",
+    "kv cache int8": "insert-kv-cache{dtype=int8}",
 }
+ROUNDED_INPUTS = ("w8a8", "w8a8 smooth")
+"""Rows whose linears also read rounded numbers, as the graph of an artifact for many rows does: 8 bits, a step per token."""
 OPTIONS = "lm-head=none"
 """The output projection stays as it is everywhere, so that the rows compare what is rounded in the layers."""
 
@@ -51,9 +63,9 @@ def in_turn(path: Path, count: int | None) -> np.ndarray:
     return np.stack([d[i] for i in range(max(map(len, domains))) for d in domains if i < len(d)][:count])
 
 
-def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.ndarray, context: int) -> dict[str, object]:
+def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.ndarray, context: int, *,
+             rounded_inputs: bool = False) -> dict[str, object]:
     """One pipeline: perplexity, seconds of the pipeline, peak bytes up to its end, and the last receipt's details."""
-    from ingot.backends.torch.executor import Executor
     from ingot.compiler import load
     from ingot.passes.base import Context
     from ingot.passes.pipeline import parse_pipeline, run_pipeline
@@ -67,11 +79,34 @@ def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.
     receipts = run_pipeline(module, parse_pipeline(pipeline), Context(calibration=batches)) if pipeline else []
     parts = [c.weight.materialize().size for c in module.consts.values()]
     seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    executor = Executor(module, keep=True)
-    pos = np.arange(text.shape[1])[None]
-    found = perplexity(lambda ids: executor.run({"ids": ids, "pos": pos})[0].numpy(), text)
+    executor = executor_of(module, rounded_inputs=rounded_inputs)
+    found = perplexity(lambda ids: executor.run(inputs(module, ids))[0].numpy(), text)
     return {"pipeline": pipeline, "perplexity": found.perplexity, "interval95": found.interval, "seconds": seconds,
             "peak_bytes": peak, "weights": len(parts), "details": receipts[-1].details if receipts else {}}
+
+
+def executor_of(module: "Module", *, rounded_inputs: bool) -> "Executor":
+    """Runs a module; rounded_inputs: what linears on quantised weights read is rounded to 8 bits, with a step per token."""
+    from ingot.backends.torch.executor import Executor
+    from ingot.ir.ops.matmul import Linear
+    from ingot.ir.ops.quant import Dequantize
+
+    class Rounding(Executor):
+        def _evaluate(self, op: Any, inputs: tuple[Any, ...], env: Any) -> list[Any]:
+            if isinstance(op, Linear) and isinstance(op.w.op, Dequantize):
+                step = inputs[0].abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+                inputs = ((inputs[0] / step).round() * step, *inputs[1:])
+            return super()._evaluate(op, inputs, env)
+
+    return (Rounding if rounded_inputs else Executor)(module, keep=True)
+
+
+def inputs(module: "Module", ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The inputs of a decoder for token ids i64[1, s] from the beginning, with empty caches if any."""
+    sizes = {"B": 1, "T": ids.shape[1]}
+    empty = {p.hint or "": np.zeros([d if isinstance(d, int) else sizes[str(d)] for d in p.type.dims], p.type.dtype.numpy)
+             for p in module.main.params if p.hint not in ("ids", "pos")}
+    return {"ids": ids, "pos": np.arange(ids.shape[1])[None], **empty}
 
 
 @click.command()
@@ -79,7 +114,7 @@ def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.
 @click.option("--text", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--calib", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--every", default=2, show_default=True, help="Of all chunks in order of the file, every how manyth is measured.")
-@click.option("--calib-chunks", default=32, show_default=True)
+@click.option("--calib-chunks", default=16, show_default=True)
 @click.option("--context", default=1024, show_default=True, help="Tokens of a calibration sequence; chunks are cut.")
 @click.option("--only", multiple=True, help="Rows of the table by name.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Records by name; those of other rows are kept.")
@@ -91,7 +126,7 @@ def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: in
 
         chunks = merged(load_chunks(text))[::every]
         print(json.dumps(measured(checkpoint, PIPELINES[worker].replace("OPTIONS", OPTIONS), chunks,
-                                  in_turn(calib, calib_chunks), context)))
+                                  in_turn(calib, calib_chunks), context, rounded_inputs=worker in ROUNDED_INPUTS)))
         return
     records = json.loads(out.read_text()) if out is not None and out.exists() else {}
     for name in only or PIPELINES:

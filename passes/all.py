@@ -11,6 +11,7 @@ import ingot.passes.cleanup.fold_constants
 import ingot.passes.fusion.fuse
 import ingot.passes.lora.lora_inputs
 import ingot.passes.lora.merge_lora
+import ingot.passes.pruning.prune
 import ingot.passes.quantization.awq
 import ingot.passes.quantization.quantize
 import ingot.passes.quantization.smooth

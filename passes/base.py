@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 from ingot.errors import PassError
 from ingot.ir.module import Module
 from ingot.ir.rewrite import Miss, Rule, rewrite
+from ingot.passes.journal import Journal
 
 Contract = Literal["exact", "lossy", "cache", "edit"]
 
@@ -35,7 +36,8 @@ class Context:
 
     calibration: batches of token ids [n, s] (i64), or None. progress: called with (done, total, what).
     misses: collects near misses of rewriting rules when a list. applied: how often each rule applied, by its name.
-    details: a pass's own entries for its receipt.
+    details: a pass's own entries for its receipt. stage: the pass that runs, as pipeline text. journal: where a pass that takes
+    long keeps what it has finished. source: what the calibration batches are made of, for receipts.
     """
 
     calibration: Any = None
@@ -43,6 +45,9 @@ class Context:
     misses: list[Miss] | None = None
     applied: Counter[str] = field(default_factory=Counter)
     details: dict[str, Any] = field(default_factory=dict)
+    stage: str = ""
+    journal: Journal = field(default_factory=Journal)
+    source: str = ""
 
     def step(self, done: int, total: int, what: str) -> None:
         """Report progress, where somebody listens."""

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ingot.errors import NothingMatched, PassError
 from ingot.ir.module import Module
 from ingot.ir.ops.quant import Dequantize
@@ -136,6 +138,9 @@ def run_pass(module: Module, p: Pass, ctx: Context, *, check: Check | None = Non
         module.meta["facts"] = " ".join(facts + new)
     module.history.append(str(p))
     after = measure(module)
+    if ctx.source and "calibration" in p.requires():
+        tokens = [int(np.size(ids)) for ids in ctx.calibration]
+        ctx.details["calibration"] = {"text": ctx.source, "tokens": sum(tokens), "sequences": len(tokens)}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     details = dict(ctx.details) | ({"rules": dict(ctx.applied)} if ctx.applied else {})
     return Receipt(str(p), sites, module.epoch != epoch, before[0], after[0], before[1], after[1], before[2], after[2],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ingot.errors import GenerateError
+from ingot.runtime.documents import token_ids
 from ingot.runtime.tokenizer import Tokenizer
 
 Ids = NDArray[np.int64]
@@ -26,7 +28,6 @@ Logits = Callable[[Ids], Floats]
 
 _BLOCK = 256
 """Positions whose log-probabilities are held at once."""
-_Z95 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +53,16 @@ class Estimate:
         """The estimate over the chunks of all parts."""
         return cls(per_chunk=tuple(value for part in parts for value in part.per_chunk))
 
-    def to_json(self) -> dict[str, float | None]:
-        """Mean and standard error; null for one that is unknown."""
-        return {"mean": self.mean, "stderr": self.stderr if math.isfinite(self.stderr) else None}
+    def to_json(self) -> dict[str, Any]:
+        """Mean, standard error and 95 % interval; null for what is unknown."""
+        known = math.isfinite(self.stderr)
+        return {"mean": self.mean, "stderr": self.stderr if known else None, "interval95": list(self.interval) if known else None}
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval, by the normal approximation."""
-        return self.mean - _Z95 * self.stderr, self.mean + _Z95 * self.stderr
+        """The 95 % confidence interval: Student's t over the chunks, taken as independent and alike."""
+        half = student(len(self.per_chunk) - 1) * self.stderr if len(self.per_chunk) > 1 else math.nan
+        return self.mean - half, self.mean + half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,52 @@ class Comparison:
                 **{name: estimate.to_json() for name, estimate in estimates.items()}}
 
 
+@lru_cache(maxsize=64)
+def student(freedom: int) -> float:
+    """What 95 % of Student's t with this many degrees of freedom, 1 or more, lie within: 12.71, 4.30, 3.18, ... 1.96.
+
+    By bisection on the angle in the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(50):
+        angle = (low + high) / 2
+        sine, cosine = math.sin(angle), math.cos(angle)
+        odd = freedom % 2
+        term = cosine if odd else 1.0
+        total = 0.0
+        for k in range(1 + odd, freedom, 2):
+            total += term
+            term *= cosine * cosine * k / (k + 1)
+        inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+        low, high = (angle, high) if inside < 0.95 else (low, angle)
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def measure(logits: Logits, domains: Mapping[str, Ids], *, reference: Logits | None = None, batch: int = 1,
+            progress: Callable[[int, int, str], None] | None = None) -> dict[str, Perplexity | Comparison]:
+    """The perplexity on each domain's chunks i64[n, S], or with a `reference` the comparison; the last entry, `all`, joins them.
+
+    Where chunks of domains differ in length there is no `all`. progress: called with (chunks done, chunks, domain). Memory:
+    the logits of one batch, of each model.
+    """
+    total, done = sum(map(len, domains.values())), 0
+    out: dict[str, Any] = {}
+    for name, ids in domains.items():
+        def step(n: int, name: str = name, start: int = done) -> None:
+            if progress is not None:
+                progress(start + n, total, name)
+
+        out[name] = (perplexity(logits, ids, batch=batch, progress=step) if reference is None
+                     else compare(logits, reference, ids, batch=batch, progress=step))
+        done += len(ids)
+    if len(domains) == 1:
+        return {"all": next(iter(out.values()))}
+    if len({ids.shape[1] for ids in domains.values()}) == 1:
+        parts = list(out.values())
+        out["all"] = type(parts[0]).joined(parts)
+    return out
+
+
 def perplexity(logits: Logits, chunks: ArrayLike, *, batch: int = 1, progress: Callable[[int], None] | None = None) -> Perplexity:
     """The perplexity of a model on chunks of token ids, i64[n, S], S at least 2.
 
@@ -173,30 +222,36 @@ def compare(logits: Logits, reference: Logits, chunks: ArrayLike, *, batch: int 
                       kl=Estimate(per_chunk=tuple(divergence)), top1=Estimate(per_chunk=tuple(agreement)))
 
 
-def load_chunks(path: Path | str, *, tokenizer: Tokenizer | None = None, context: int = 1024) -> dict[str, Ids]:
+def load_chunks(path: Path | str, *, tokenizer: Tokenizer | None = None, context: int = 1024,
+                chunks: int | None = None) -> dict[str, Ids]:
     """Chunks of token ids by domain, each i64[n, S].
 
     path: an .npz whose arrays are chunks [n, S] (the array's name is the domain; longer than `context` is cut), or a
-    text file, which `tokenizer` encodes without special tokens and which is cut into chunks of `context` tokens
-    (a rest is dropped unless it is all there is). Raises GenerateError for a file that is neither.
+    text file or .jsonl, read by `ingot.runtime.documents` and cut into chunks of `context` tokens (a rest is dropped unless it
+    is all there is), each behind a BOS token where the tokenizer puts one in front of a text. chunks: take only so many of
+    each domain. Raises GenerateError for a file that is neither.
     """
     file = Path(path)
     if not file.is_file():
         raise GenerateError("there is no such file", where=str(file))
     if file.suffix == ".npz":
-        return {name: _checked(chunks[:, :context] if chunks.ndim == 2 else chunks)
-                for name, chunks in _arrays(file).items()}
+        return {name: _checked(found[:, :context] if found.ndim == 2 else found, where=f"{file}: {name}")[:chunks]
+                for name, found in _arrays(file).items()}
     if tokenizer is None:
         raise GenerateError("a text file needs a tokenizer", where=str(file), hint="pass an .npz of token ids instead")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise GenerateError("this is not UTF-8 text", where=str(file), hint="give a text file or an .npz of token ids") from error
-    ids = np.asarray(tokenizer.encode(text, add_special=False), np.int64)
+    ids = token_ids(file, tokenizer, most=None if chunks is None else chunks * context)
     if len(ids) < 2:
-        raise GenerateError(f"the text has {len(ids)} tokens; at least 2 are needed", where=str(file))
+        raise GenerateError(f"the text has {len(ids)} tokens; at least 2 are needed" if ids else "the text is empty",
+                            where=str(file))
+    return {file.stem: cut(ids, tokenizer, context=context)[:chunks]}
+
+
+def cut(ids: Sequence[int], tokenizer: Tokenizer, *, context: int) -> Ids:
+    """Two tokens or more as chunks i64[n, S], as `load_chunks` cuts them."""
     size = min(context, len(ids))
-    return {file.stem: ids[: len(ids) // size * size].reshape(-1, size)}
+    rows = np.asarray(ids[: len(ids) // size * size], np.int64).reshape(-1, size)
+    bos = tokenizer.bos_id
+    return with_bos(rows, bos) if bos is not None and bos in tokenizer.encode("") else rows
 
 
 def _arrays(file: Path) -> dict[str, NDArray[Any]]:
@@ -227,13 +282,14 @@ def merged(domains: Mapping[str, Ids]) -> Ids:
     return np.concatenate(list(domains.values()))
 
 
-def _checked(chunks: ArrayLike) -> Ids:
+def _checked(chunks: ArrayLike, *, where: str | None = None) -> Ids:
     data = np.asarray(chunks)
     if data.ndim != 2 or not len(data) or data.shape[1] < 2 or data.dtype.kind not in "iu":
-        raise GenerateError(f"chunks must be integers of shape [chunks, tokens >= 2], not {data.dtype} {list(data.shape)}")
+        raise GenerateError(f"chunks must be integers of shape [chunks, tokens >= 2], not {data.dtype} {list(data.shape)}",
+                            where=where)
     ids = data.astype(np.int64)
     if ids.min() < 0:
-        raise GenerateError(f"{ids.min()} is no token id; chunks hold ids from 0 on")
+        raise GenerateError(f"{ids.min()} is no token id; chunks hold ids from 0 on", where=where)
     return ids
 
 
@@ -258,6 +314,8 @@ def _log_normalisers(scores: Floats) -> Doubles:
 def _losses(scores: Floats, targets: Ids) -> Doubles:
     """Cross-entropy of each position (nats), f32[n, V] and i64[n] to f64[n]."""
     blocks = [_log_normalisers(scores[first : first + _BLOCK]) for first in range(0, len(scores), _BLOCK)]
+    if not all(np.isfinite(block).all() for block in blocks):
+        raise GenerateError("the model's logits are not finite", hint="the checkpoint is broken, or its element type overflows")
     losses: Doubles = np.concatenate(blocks) - scores[np.arange(len(targets)), targets].astype(np.float64)
     return losses
 

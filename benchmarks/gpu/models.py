@@ -13,15 +13,15 @@ import torch
 
 import ingot
 from ingot.backends.torch.tensors import torch_dtype
-from ingot.backends.triton.packing import Form
+from ingot.backends.triton.packing import Form, stored_bits
 from ingot.backends.triton.uploads import Uploads
-from ingot.ir.module import Builder, Module
+from ingot.ir.formats import Format, format_named
+from ingot.ir.module import Module
 from ingot.ir.ops.embedding import Embedding
 from ingot.ir.ops.matmul import Linear
-from ingot.ir.ops.quant import Dequantize
-from ingot.ir.types import TensorType, bf16, u4
 from ingot.ir.value import Const
 from ingot.ir.weights import UnknownWeight
+from ingot.passes.quantization.scheme import Scheme
 from ingot.passes.recipes import recipe
 
 LLAMA3 = {"vocab_size": 128256, "rope_theta": 500000.0, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
@@ -56,30 +56,29 @@ class Shape:
 
 
 def decoder(shape: Shape, *, weights: str) -> Module:
-    """The cached decoder of a shape in bf16, traced without weights. weights: bf16, or int4 in groups of 128."""
+    """The cached decoder of a shape in bf16, traced without weights. weights: bf16, or the format of the linears' codes."""
     with tempfile.TemporaryDirectory() as folder:
         config = shape.config()
         (Path(folder) / "config.json").write_text(json.dumps(config.to_dict(), default=str))
         module = ingot.load(folder, dtype="bf16", weights=False)
     ingot.optimize(module, recipe("gpu-bf16"))
-    if weights == "int4":
-        in_codes(module)
+    if weights != "bf16":
+        in_codes(module, format_named(weights))
     return module
 
 
-def in_codes(module: Module) -> None:
-    """Every linear over a weight of its own over 4-bit codes instead; only what is known by type changes."""
+def in_codes(module: Module, fmt: Format) -> None:
+    """Every linear over a weight of its own over codes instead; only what is known by type changes."""
     func = module.main
     for op in [op for op in func.ops if isinstance(op, Linear)]:
-        w = op.w
-        if not isinstance(w, Const) or any(isinstance(user, Embedding) for user in w.users):
+        const = op.w
+        if not isinstance(const, Const) or any(isinstance(user, Embedding) for user in const.users):
             continue
-        rows, columns = w.type.shape
-        group = GROUP if columns % GROUP == 0 else 64 if columns % 64 == 0 else 32
-        b = Builder(func, before=op)
-        codes = b.const(f"{w.name}.packed", UnknownWeight(TensorType(u4, (rows, columns)), "random()"))
-        scale = b.const(f"{w.name}.scale", UnknownWeight(TensorType(bf16, (rows, columns // group)), "random()"))
-        func.set_operand(op, "w", b(Dequantize(codes, scale, format="int4", group=group, dtype=bf16)))
+        rows, columns = const.type.shape
+        fitting = [g for g in fmt.groups if 0 < g <= GROUP and columns % g == 0]
+        scheme = Scheme(fmt, max(fitting, default=0), symmetric=True)
+        parts = {part: UnknownWeight(type, "random()") for part, type in scheme.types((rows, columns)).items()}
+        scheme.place(func, const, [op], parts)
     func.drop_dead()
 
 
@@ -98,7 +97,7 @@ class RandomUploads(Uploads):
         rows, columns = packed.type.shape
         groups = -(-columns // form.group)
         if form.part == "words":
-            words = groups * form.group // 8
+            words = groups * form.group * stored_bits(form.format) // 32
             return torch.randint(-(2**31), 2**31, (rows, words), dtype=torch.int32, device=self.device)
         if form.part == "table":
             empty = np.zeros((1, 1), np.uint8)

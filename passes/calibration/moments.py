@@ -32,14 +32,17 @@ class Moments:
         The least squares solution, pulled towards w by `ridge` times the mean moment: what GPTAQ (Li et al.
         2025, arXiv 2504.02692) corrects column by column, in closed form, extended by the residual sum.
         """
+        import torch
+
         if self.drift is None:
             return w
         lack = w @ self.drift
         if linear in self.lack:
             lack += self.lack[linear]
-        second = self.second.astype(np.float64)
-        second += np.eye(len(second)) * max(ridge * float(second.diagonal().mean()), float(np.finfo(np.float32).tiny))
-        return w + np.linalg.solve(second, lack.T).T.astype(np.float32)
+        damping = max(ridge * float(self.second.diagonal().mean()), float(np.finfo(np.float32).tiny))
+        root = torch.linalg.cholesky(torch.from_numpy(self.second) + damping * torch.eye(len(self.second)))
+        target: np.ndarray = w + torch.cholesky_solve(torch.from_numpy(lack.T), root).T.numpy()
+        return target
 
 
 def gather(x: Value, linears: Sequence[Linear], track: Track, original: Track | None = None,

@@ -12,6 +12,7 @@ from ingot.ir.copy import copied
 from ingot.ir.formats import FORMATS
 from ingot.ir.module import Module
 from ingot.ir.ops.matmul import Linear
+from ingot.ir.types import TensorType, f64
 from ingot.ir.value import Const
 from ingot.passes.base import Context, Pass, option
 from ingot.passes.calibration.moments import gather
@@ -59,6 +60,7 @@ def protect(module: Module, scheme_of: Callable[[Const], Scheme | None], ctx: Co
     Memory: the live values of all calibration batches and the weights of one stretch of ops. Raises PassError, naming the
     weight, where an input is not finite.
     """
+    journal = ctx.journal.section(module, ctx.stage, ctx.calibration)
     twin, twins = copied(module)
     track = Track(twin, ctx.calibration)
     order = {op: i for i, op in enumerate(module.main.ops)}
@@ -73,15 +75,19 @@ def protect(module: Module, scheme_of: Callable[[Const], Scheme | None], ctx: Co
         stop = twins[first.result].op
         if None in schemes.values() or stop is None:
             continue
-        track.advance(stop)
-        second = gather(twins[first.x], [], track).second
-        if not np.isfinite(second).all():
-            raise PassError("the second moments of its inputs are not finite", where=f"@{first.w.name}",
-                            hint="activations overflow on the calibration text")
-        alpha, factor = _best(site, {r: s for r, s in schemes.items() if s is not None}, second)
-        chosen.append(alpha)
-        if alpha:
-            site.move(module, factor, made_by=made_by)
+        made = journal.read(first.w.name, {"factor": TensorType(f64, site.free.shape)})
+        if made is None:
+            track.advance(stop)
+            second = gather(twins[first.x], [], track).second
+            if not np.isfinite(second).all():
+                raise PassError("the second moments of its inputs are not finite", where=f"@{first.w.name}",
+                                hint="activations overflow on the calibration text")
+            alpha, factor = _best(site, {r: s for r, s in schemes.items() if s is not None}, second)
+            made = {"factor": factor}, {"alpha": alpha}
+            journal.write(first.w.name, *made)
+        chosen.append(made[1]["alpha"])
+        if made[1]["alpha"]:
+            site.move(module, made[0]["factor"], made_by=made_by)
             moved += 1
     ctx.details = {"alpha": round(float(np.mean(chosen)), 3)} if chosen else {}
     return moved

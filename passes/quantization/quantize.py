@@ -17,8 +17,10 @@ from ingot.ir.ops.pointwise import Cast, Pointwise
 from ingot.ir.value import Const
 from ingot.passes.base import Context, Contract, Pass, option
 from ingot.passes.quantization import rtn
+from ingot.passes.quantization.allot import Choice, allot
 from ingot.passes.quantization.scheme import Scheme
 from ingot.passes.quantization.select_weights import selected
+from ingot.passes.quantization.sensitivity import sensitivities
 from ingot.passes.quantization.sequential import in_order, quantize_in_order
 
 
@@ -50,6 +52,9 @@ class Quantize(Pass):
     only: tuple[str, ...] = option((), doc="the weights to quantise (all): name patterns joined by +, of weights or of the "
                                            "checkpoint's tensors they are made from")
     skip: tuple[str, ...] = option((), doc="weights left alone: name patterns joined by +, as in `only`")
+    budget: float | None = option(None, doc="bits per weight, scales counted, that all weights together may take: each gets the "
+                                            "format and group by which the model's predictions change least")
+    mix: tuple[str, ...] = option(("int3", "int4", "int8"), doc="formats that a budget chooses from, in groups of `group` and 32")
 
     def __post_init__(self) -> None:
         fmt = FORMATS[self.format]
@@ -58,12 +63,16 @@ class Quantize(Pass):
                             hint="leave group out")
         if self.per_tensor and fmt.scaling.bits != 32:
             raise PassError(f"{fmt.name} has a scale for each group by definition", hint="leave per-tensor out")
+        if unknown := [name for name in self.mix if name not in FORMATS]:
+            raise PassError(f"unknown format {unknown[0]}", hint=f"formats: {', '.join(FORMATS)}")
 
     def requires(self) -> tuple[str, ...]:
-        return ("calibration",) if self.method == "gptq" else ()
+        return ("calibration",) if self.method == "gptq" or self.budget is not None else ()
 
     def run(self, module: Module, ctx: Context) -> int:
         sites = self._sites(module)
+        if self.budget is not None:
+            sites = self._within(self.budget, module, sites, ctx)
         measured = {}
         rest = sites
         if self.method == "gptq":
@@ -92,14 +101,44 @@ class Quantize(Pass):
                 sites[op.w] = self._scheme(module, op.w, wanted)
         return sites
 
+    def _within(self, budget: float, module: Module, sites: dict[Const, Scheme], ctx: Context) -> dict[Const, Scheme]:
+        """The sites, each in the format of the mix that it is to have.
+
+        Embeddings and an output projection with a format of its own keep theirs, as do weights that nothing is known about.
+        """
+        known = sensitivities(module, sites, ctx)
+        choices: dict[Const, list[Choice[Scheme]]] = {}
+        for const, usual in sites.items():
+            fixed = usual.per_tensor or usual.format.name != self.format or self._looked_up(const)
+            if fixed or const not in known:
+                choices[const] = [Choice(usual, usual.stored_bits(const), 0.0)]
+                continue
+            w = const.weight.materialize()
+            choices[const] = [Choice(each, each.stored_bits(const), known[const].loss(w, each)) for each in self._candidates()]
+        size = sum(math.prod(const.type.shape) for const in sites)
+        chosen = allot(choices, budget * size)
+        if chosen is None:
+            least = sum(min(c.bits for c in given) for given in choices.values()) / size
+            raise PassError(f"a budget of {budget:g} bits per weight is too small", hint=f"the least is {least:.3f}")
+        return {const: choice.what for const, choice in chosen.items()}
+
+    def _candidates(self) -> list[Scheme]:
+        schemes = [Scheme(FORMATS[name], group if group in FORMATS[name].groups else FORMATS[name].group, self.symmetric)
+                   for name in self.mix for group in (self.group, 32) if group is not None]
+        return list(dict.fromkeys(schemes))
+
     def _scheme(self, module: Module, const: Const, name: str) -> Scheme:
         fmt, k = FORMATS[name], const.type.shape[1]
         group = self.group if self.group in fmt.groups else fmt.group
-        if self.embedding and any(isinstance(user, Embedding) for user in const.users):
+        if self._looked_up(const):
             # Looking a row up is fastest in whole groups; a product pads the last one.
             whole = fitting(group, k)
             group = whole if whole in fmt.groups else group
         return Scheme(fmt, group, self.symmetric, self.per_tensor and fmt.scaling.bits == 32)
+
+    def _looked_up(self, const: Const) -> bool:
+        """Whether a weight is an embedding that is quantised too."""
+        return self.embedding and any(isinstance(user, Embedding) for user in const.users)
 
     def _quantize(self, func: Func, const: Const, scheme: Scheme) -> None:
         kinds = (Linear, Embedding) if self.embedding else (Linear,)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ingot.errors import IRError, PassError
 from ingot.ir.copy import copied
-from ingot.ir.formats import Coded
+from ingot.ir.formats import Format
 from ingot.ir.module import Func, Module
 from ingot.ir.op import Op
 from ingot.ir.ops.matmul import Linear
@@ -32,38 +32,53 @@ def quantize_in_order(module: Module, sites: Mapping[Const, Scheme], ctx: Contex
 
     compensate: let every weight also make good, as far as a linear map can, what rounding before it has done to its input and
     to the residual sum its result goes to. Memory: the live values of all calibration batches (twice with `compensate`) and
-    the weights of one stretch of ops; codes lie in a temporary file. Raises PassError, naming the weight, where its input is
-    not finite, or where its codes lose more than zeros would.
+    the weights of one stretch of ops; codes lie in a temporary file. Codes that the journal of an interrupted run holds are
+    taken from there, and everything behind them is computed as if they were new. Raises PassError, naming the weight, where
+    its input is not finite, or where its codes lose more than zeros would.
     """
     func = module.main
+    journal = ctx.journal.section(module, ctx.stage, ctx.calibration)
     track = Track(module, ctx.calibration)
     original, twins = None, dict[Value, Value]()
     if compensate:
         twin, twins = copied(module)
         original = Track(twin, ctx.calibration)
     lost: dict[str, float] = {}
-    dead = 0
+    dead: dict[str, int] = {}
+    resumed = 0
     for x, readers in by_input(func, sites).items():
         consts = list(dict.fromkeys(reader.w for reader in readers if isinstance(reader.w, Const)))
         ctx.step(len(lost), len(sites), consts[0].name)
         track.advance(readers[0])
         if original is not None and (stop := twins[readers[0].result].op) is not None:
             original.advance(stop)
-        moments = gather(x, readers, track, original, twins)
+        moments: Moments | None = None
         how: dict[int, Feedback] = {}
         for const in consts:
             users = [reader for reader in readers if reader.w is const]
-            try:
-                coded, lost[const.name] = _coded(const, users[0], sites[const], moments, how)
-            except IRError as error:
-                raise PassError(error.message, where=f"@{const.name}", hint=error.hint) from None
-            if not lost[const.name] < 1:
-                raise PassError(f"the codes lose {lost[const.name]:.3g} of what it computes", where=f"@{const.name}",
-                                hint="take a format of more bits, or skip it")
-            sites[const].place(func, const, users, held(const, coded, made_by=made_by))
-        dead += next(iter(how.values())).dead
+            n, k = const.type.shape
+            made = journal.read(const.name, sites[const].types((n, k)))
+            resumed += made is not None
+            if made is None:
+                moments = moments or gather(x, readers, track, original, twins)
+                try:
+                    made = _coded(const, users[0], sites[const], moments, how)
+                except IRError as error:
+                    raise PassError(error.message, where=f"@{const.name}", hint=error.hint) from None
+                if not made[1]["lost"] < 1:
+                    raise PassError(f"the codes lose {made[1]['lost']:.3g} of what it computes", where=f"@{const.name}",
+                                    hint="take a format of more bits, or skip it")
+                journal.write(const.name, *made)
+            parts, facts = made
+            lost[const.name] = facts["lost"]
+            if facts["dead"]:
+                dead[consts[0].name] = facts["dead"]
+            sites[const].place(func, const, users, held(const, parts, sites[const].format, made_by=made_by))
+            ctx.step(len(lost), len(sites), f"{const.name} lost {facts['lost']:.2g}")
     worst = max(lost, key=lost.__getitem__)
-    return {"lost": {"mean": float(np.mean(list(lost.values()))), "worst": lost[worst], "weight": worst}, "dead_inputs": dead}
+    found = {"lost": {"mean": float(np.mean(list(lost.values()))), "worst": lost[worst], "weight": worst},
+             "dead_inputs": sum(dead.values()), "sites": [{"name": name, "error": part} for name, part in lost.items()]}
+    return found | ({"dead": dead} if dead else {}) | ({"resumed": resumed} if resumed else {})
 
 
 def in_order(module: Module, consts: Collection[Const]) -> list[Const]:
@@ -83,8 +98,12 @@ def by_input(func: Func, consts: Collection[Const]) -> dict[Value, list[Linear]]
     return found
 
 
-def _coded(const: Const, linear: Linear, scheme: Scheme, moments: Moments, how: dict[int, Feedback]) -> tuple[Coded, float]:
-    """The codes of a weight, and the part of what it computes that they lose. how: feedback by size of groups."""
+def _coded(const: Const, linear: Linear, scheme: Scheme, moments: Moments,
+           how: dict[int, Feedback]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The codes of a weight with their scales, the part of what it computes that they lose, and its inputs that are always zero.
+
+    how: feedback by size of groups.
+    """
     w = const.weight.materialize().astype(np.float32)
     group = scheme.width(w.shape[1])
     if group not in how:
@@ -93,17 +112,18 @@ def _coded(const: Const, linear: Linear, scheme: Scheme, moments: Moments, how: 
     coded = gptq(target, scheme.format, how[group], symmetric=scheme.symmetric)
     error = target - coded.decoded()
     size = float(np.vdot(target @ moments.second, target))
-    return coded, float(np.vdot(error @ moments.second, error)) / size if size else 0.0
+    lost = float(np.vdot(error @ moments.second, error)) / size if size else 0.0
+    return coded.parts, {"lost": lost, "dead": how[group].dead}
 
 
-def held(const: Const, coded: Coded, *, made_by: str) -> dict[str, Weight]:
+def held(const: Const, parts: Mapping[str, np.ndarray], fmt: Format, *, made_by: str) -> dict[str, Weight]:
     """The operands of `dequantize` as weights whose numbers lie in a temporary file, which goes when they do."""
     out: dict[str, Weight] = {}
-    for part, array in coded.parts.items():
+    for part, array in parts.items():
         with tempfile.TemporaryFile() as file:
             np.ascontiguousarray(array).tofile(file)
             file.flush()
             kept = np.memmap(file, array.dtype, "r", shape=array.shape) if array.ndim else array
         source = call("computed", **{"pass": made_by, "key": f"{const.name}.{part}"})
-        out[part] = ArrayWeight(kept, source, coded.format.code if part in ("packed", "zero") else None)
+        out[part] = ArrayWeight(kept, source, fmt.code if part in ("packed", "zero") else None)
     return out

@@ -1,60 +1,77 @@
-"""Calibration text: from the user's file, or a small sample of several kinds that comes with ingot."""
+"""Calibration text: from the user's files, or a small sample of several kinds that comes with ingot."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ingot.errors import PassError
-from ingot.runtime.evaluate import load_chunks
+from ingot.runtime.evaluate import Ids, cut, load_chunks
 from ingot.runtime.tokenizer import Tokenizer
+from ingot.samples import SAMPLE
 
-SAMPLE = """\
-The old lighthouse keeper climbed one hundred and ninety-nine steps every evening, rain or shine, and lit the lamp before the \
-first boats came home. "You will know the harbour by two red lights," he told the boy, "and by the smell of tar." In 1874 the \
-tower was struck by lightning; nobody was hurt, but the clock in the kitchen stopped at a quarter past three and was never \
-mended.
+TOKENS, CONTEXT = 32768, 512
+"""What is used of calibration text, and in sequences of how many tokens, unless told otherwise."""
+BUILT_IN = "the sample that comes with ingot"
 
-def mean(values: list[float]) -> float:
-    if not values:
-        raise ValueError("mean of nothing")
-    return sum(values) / len(values)
-
-Water boils at 100 degrees Celsius at sea level; at 3,000 metres it boils near 90. Why? Because the pressure of the air is \
-lower there. To convert: F = C * 9/5 + 32.
-
-| city | population | area (km2) |
-| --- | ---: | ---: |
-| Lisbon | 545,796 | 100.05 |
-| Oslo | 709,037 | 454.12 |
-
-Dear Ms. Okafor, thank you for your letter of 12 March. We regret the delay and will send the missing parts (no. 44-B, 2 pieces) \
-by Friday. Kind regards, J. Lindqvist
-
-1. Wash the lentils. 2. Fry an onion in oil until golden. 3. Add cumin, garlic, salt; stir. 4. Pour in a litre of stock and \
-simmer for 25 minutes. Serve with lemon.
-{"name": "sensor-7", "values": [0.12, -3.5, 18], "ok": true, "note": null}
-El tren sale a las ocho y media. Der Zug hat leider Verspätung. Où est la gare, s'il vous plaît?
-"""
+Files = Path | str | Sequence[Path | str]
+"""One file of text (.txt or any other name, .jsonl) or of token ids (.npz), or several."""
 
 
-def calibration_chunks(directory: Path | None, *, text: Path | str | None = None, tokens: int = 32768,
-                       context: int = 512) -> list[np.ndarray]:
-    """Batches of token ids i64[1, s]: chunks of `context` tokens of `text` (or of the sample), at most `tokens` in all.
+def files_of(given: Files | None) -> list[Path]:
+    """The files as a list; empty where there are none."""
+    return [] if given is None else [Path(p) for p in ([given] if isinstance(given, str | Path) else given)]
 
-    directory: where the tokenizer lies. Domains of an .npz take turns. Raises PassError when there is no tokenizer.
+
+def calibration_chunks(directory: Path | None, *, text: Files | None = None, tokens: int = TOKENS, context: int = CONTEXT,
+                       vocab: int = 0) -> list[np.ndarray]:
+    """Batches of token ids i64[1, s]: chunks of `context` tokens of the text (or of the sample), `tokens` in all at most.
+
+    directory: where the tokenizer lies. Files, and domains of an .npz, take turns, each from its beginning; the last chunk is
+    cut where the tokens end. vocab: tokens the model knows, 0 where that is unknown. Raises PassError when there is no
+    tokenizer, or for tokens that the model does not know, GenerateError for a file that holds no text.
     """
-    if text is not None and str(text).endswith(".npz"):
-        domains = list(load_chunks(text, context=context).values())
-        chunks = [d[i] for i in range(max(map(len, domains))) for d in domains if i < len(d)]
+    files = files_of(text)
+    tokenizer = None if files and all(file.suffix == ".npz" for file in files) else _tokenizer(directory)
+    if files:
+        domains = [ids for file in files for ids in
+                   load_chunks(file, tokenizer=tokenizer, context=context, chunks=-(-tokens // context)).values()]
     else:
-        if directory is None or not (directory / "tokenizer.json").exists():
-            raise PassError("calibration text needs the model's tokenizer, and there is no tokenizer.json",
-                            hint="give token ids instead: --calib chunks.npz")
-        tokenizer = Tokenizer.open(directory)
-        if text is not None:
-            chunks = [row for rows in load_chunks(text, tokenizer=tokenizer, context=context).values() for row in rows]
-        else:
-            chunks = [np.asarray(tokenizer.encode(SAMPLE), np.int64)[:context]]
-    return [c[None] for c in chunks[: max(1, tokens // context)]]
+        assert tokenizer is not None
+        domains = [cut(tokenizer.encode(SAMPLE.read_text(encoding="utf-8"), add_special=False), tokenizer, context=context)]
+    out: list[np.ndarray] = []
+    for chunk in in_turn(domains):
+        left = tokens - sum(ids.size for ids in out)
+        if left < 2:
+            break
+        out.append(chunk[None, :left])
+    check_known(out, vocab, where=described(text))
+    return out
+
+
+def check_known(chunks: Iterable[Ids], vocab: int, *, where: str) -> None:
+    """Raises PassError for tokens that a model of `vocab` tokens (0 where that is unknown) does not have."""
+    greatest = max((int(ids.max()) for ids in chunks), default=0)
+    if vocab and greatest >= vocab:
+        raise PassError(f"there is token id {greatest:,}, the model knows {vocab:,} tokens", where=where,
+                        hint="was it made with another model's tokenizer?")
+
+
+def in_turn(domains: Sequence[Ids]) -> Iterator[Ids]:
+    """The chunks of all domains, each i64[n, s], the first of every one before the second of any."""
+    for i in range(max(map(len, domains))):
+        yield from (ids[i] for ids in domains if i < len(ids))
+
+
+def described(text: Files | None) -> str:
+    """What calibration text is called in receipts and messages: its files by name."""
+    return ", ".join(file.name for file in files_of(text)) or BUILT_IN
+
+
+def _tokenizer(directory: Path | None) -> Tokenizer:
+    if directory is None or not (directory / "tokenizer.json").exists():
+        raise PassError("calibration text needs the model's tokenizer, and there is no tokenizer.json",
+                        hint="give token ids instead: --calib chunks.npz")
+    return Tokenizer.open(directory)

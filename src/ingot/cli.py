@@ -27,6 +27,12 @@ class _Group(click.Group):
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(1)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(f"{error.filename}: {error.strerror}", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted; nothing was replaced", err=True)
             sys.exit(130)
@@ -61,7 +67,13 @@ threads = click.option("--threads", type=click.IntRange(1), help="Threads within
 @click.option("--recipe", help="A named pipeline; see `ingot passes` [default: fp32].")
 @click.option("--passes", help="A pipeline instead of a recipe: name,name{option=value ...},...")
 @adapter
-@click.option("--calib", type=click.Path(path_type=Path), help="Calibration text or token chunks (.npz) [default: a sample].")
+@click.option("--calib", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+              help="Calibration text (.txt, .jsonl) or token chunks (.npz); several take turns [default: a sample].")
+@click.option("--calib-tokens", type=click.IntRange(2), default=32768, show_default=True, help="Tokens of it to use.")
+@click.option("--calib-context", type=click.IntRange(2), default=512, show_default=True, help="Tokens of a sequence of it.")
+@click.option("--eval", "evaluation", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+              help="Text to measure on what lossy passes cost, as --calib; other text than that [default: a sample].")
+@click.option("--no-eval", is_flag=True, help="Do not measure it.")
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
 @click.option("--dump", type=click.Path(path_type=Path), help="Also write the text of every stage here.")
 @click.option("--opset-only", is_flag=True, help="Standard ONNX operators alone.")
@@ -71,20 +83,28 @@ threads = click.option("--threads", type=click.IntRange(1), help="Threads within
 @plugins
 @as_json
 def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str | None, adapter: tuple[str, ...],
-             calib: Path | None, force: bool, dump: Path | None, opset_only: bool, dtype: str | None, check: bool, repro: Path,
+             calib: tuple[Path, ...], calib_tokens: int, calib_context: int, evaluation: tuple[Path, ...], no_eval: bool,
+             force: bool, dump: Path | None, opset_only: bool, dtype: str | None, check: bool, repro: Path,
              plugin: tuple[str, ...], as_json: bool) -> None:
-    """Compile MODEL (a checkpoint directory, a .gguf file, an .ir file, package.module:callable)."""
+    """Compile MODEL (a checkpoint directory, a .gguf file, an .ir file, package.module:callable).
+
+    Killed while it calibrates, the same command goes on where it was.
+    """
     from ingot.compiler import compile as run
     from ingot.progress import progress_bar
+    from ingot.report import evaluation_text
 
     _load(plugin)
     with progress_bar("compile") as step:
-        made = run(model, out, target=target, recipe=recipe, passes=passes, adapter=adapter, calib=calib, force=force, dump=dump,
-                   opset_only=opset_only, dtype=dtype, check=check, repro=repro, progress=step)
+        made = run(model, out, target=target, recipe=recipe, passes=passes, adapter=adapter, calib=calib or None,
+                   calib_tokens=calib_tokens, calib_context=calib_context, evaluation=not no_eval and (evaluation or True),
+                   force=force, dump=dump, opset_only=opset_only, dtype=dtype, check=check, repro=repro, progress=step)
     if as_json:
         click.echo(json.dumps(made.to_json()))
     else:
         total = sum(made.manifest.files.values())
+        if made.evaluation is not None:
+            click.echo(evaluation_text(made.evaluation), err=True)
         click.echo(f"{out}: {total / 1e6:.1f} MB, {made.seconds:.1f} s, peak memory {made.peak_bytes / 1e9:.2f} GB", err=True)
 
 
@@ -134,25 +154,25 @@ def generate(artifact: Path, prompt: str, chat: bool | None, system: str | None,
 
 @main.command("eval")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--text", type=click.Path(path_type=Path), required=True, help="A text file, or an .npz of token chunks by domain.")
-@click.option("--against", help="A model or artifact to compare with: KL divergence and top-1 agreement.")
+@click.option("--text", type=click.Path(path_type=Path), required=True, multiple=True, metavar="FILE",
+              help="A text file (.txt, .jsonl), or an .npz of token chunks by domain; several are domains of their own.")
+@click.option("--against", "--reference", "against", metavar="MODEL",
+              help="A model or artifact to compare with: KL divergence and top-1 agreement.")
 @click.option("--context", type=click.IntRange(2), default=1024, show_default=True, help="Tokens per chunk.")
 @click.option("--chunks", type=click.IntRange(1), help="Use only so many chunks of each domain.")
 @threads
 @as_json
-def eval_(artifact: Path, text: Path, against: str | None, context: int, chunks: int | None, threads: int | None,
+def eval_(artifact: Path, text: tuple[Path, ...], against: str | None, context: int, chunks: int | None, threads: int | None,
           as_json: bool) -> None:
-    """Perplexity of ARTIFACT on text, with 95 % confidence intervals."""
+    """Perplexity of ARTIFACT on text, with 95 % confidence intervals (Student's t over chunks)."""
     from ingot.progress import progress_bar
     from ingot.report import evaluation_table
     from ingot.running import evaluate
 
     with progress_bar("eval") as step:
         results = evaluate(artifact, text, against=against, context=context, chunks=chunks, threads=threads, progress=step)
-    if as_json:
-        click.echo(json.dumps({name: result.to_json() for name, result in results.items()}))
-    else:
-        click.echo(evaluation_table(results))
+    records = {name: result.to_json() for name, result in results.items()}
+    click.echo(json.dumps(records) if as_json else evaluation_table(records))
 
 
 @main.command()
@@ -232,7 +252,8 @@ def opt(file: Path, passes: str, adapter: tuple[str, ...], out: Path | None, rec
 def show(path: Path, after: str | None, stats: bool, receipts: bool, html: Path | None, as_json: bool) -> None:
     """Read the dump of an artifact or of an .ir file."""
     from ingot.dumps import dump_text, read_receipts, statistics
-    from ingot.report import receipt_table, statistics_table
+    from ingot.fidelity import read_evaluation
+    from ingot.report import evaluation_text, receipt_table, statistics_table
 
     if html is not None:
         from ingot.html.page import write_page
@@ -241,8 +262,10 @@ def show(path: Path, after: str | None, stats: bool, receipts: bool, html: Path 
             raise click.UsageError("--html shows all stages with their receipts; leave --after, --stats, --receipts, --json out")
         click.echo(f"{html}: {write_page(path, html) / 1e6:.2f} MB", err=True)
     elif receipts:
-        found = read_receipts(path)
+        found, record = read_receipts(path), read_evaluation(path)
         click.echo(json.dumps([r.to_json() for r in found]) if as_json else receipt_table(found))
+        if not as_json and record is not None:
+            click.echo(f"\n{evaluation_text(record)}")
     elif stats:
         counted = statistics(path, after=after)
         click.echo(json.dumps(counted) if as_json else statistics_table(counted))
@@ -349,15 +372,44 @@ def passes(name: str | None, plugin: tuple[str, ...], as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--format", "format_", type=click.Choice(["onnx"]), required=True)
+@click.argument("source", metavar="SOURCE")
+@click.option("--format", "format_", type=click.Choice(["onnx", "hf"]), required=True)
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
 @click.option("--force", is_flag=True, help="Replace an existing directory.")
-def export(artifact: Path, format_: str, out: Path, force: bool) -> None:
-    """Write ARTIFACT in a format other tools read: onnx gives model.onnx and its weights."""
-    from ingot.compiler import export as run
+@click.option("--passes", help="hf: the pipeline to run first: name,name{option=value ...},...")
+@adapter
+@click.option("--calib", type=click.Path(path_type=Path), help="hf: calibration text or token chunks (.npz) "
+              "[default: a sample].")
+@click.option("--layout", type=click.Choice(["compressed-tensors", "gptq", "gptq-v2", "awq"]), help="hf: how quantised weights "
+              "are stored [default: compressed-tensors].")
+@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="hf: of the floats [default: as in SOURCE].")
+@plugins
+@as_json
+def export(source: str, format_: str, out: Path, force: bool, passes: str | None, adapter: tuple[str, ...], calib: Path | None,
+           layout: str | None, dtype: str | None, plugin: tuple[str, ...], as_json: bool) -> None:
+    """Write SOURCE in a format other tools read.
 
-    run(artifact, out, format=format_, force=force)
+    onnx: the graph and weights of an artifact. hf: a model (checkpoint directory, .gguf file) after passes, as a checkpoint
+    that transformers, vLLM and others load.
+    """
+    options: dict[str, Any] = {"passes": passes, "adapter": adapter or None, "calib": calib, "layout": layout, "dtype": dtype}
+    given = {name: value for name, value in options.items() if value is not None}
+    if format_ == "onnx":
+        from ingot.compiler import export as run
+
+        if given or plugin or as_json:
+            raise click.UsageError("an artifact is exported as it is; passes, layouts and types are for --format hf")
+        run(source, out, format=format_, force=force)
+        return
+    from ingot.exporting import export_checkpoint
+    from ingot.progress import progress_bar
+
+    _load(plugin)
+    with progress_bar("export") as step:
+        made = export_checkpoint(source, out, force=force, progress=step, **given)
+    click.echo(json.dumps(made.to_json()) if as_json else
+               f"{out}: {made.bytes / 1e6:.1f} MB, {made.quantised} weights quantised; read back, its outputs differ by "
+               f"{made.difference:.1g}", err=not as_json)
 
 
 def _load(plugin: tuple[str, ...]) -> None:

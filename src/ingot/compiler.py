@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ingot
+from ingot.calibration import BUILT_IN, CONTEXT, TOKENS, Files, calibration_chunks, described, files_of
 from ingot.errors import ArtifactError, IngotError, PassError
+from ingot.fidelity import Fidelity, reference
 from ingot.ir.copy import copy_module
 from ingot.ir.dims import Expr
 from ingot.ir.module import Module
@@ -25,6 +27,7 @@ from ingot.ir.value import Value
 from ingot.passes.base import Context, Pass
 from ingot.passes.cache.float_kv_cache import FloatKvCache
 from ingot.passes.contracts.contract import Check
+from ingot.passes.journal import Journal
 from ingot.passes.lora.merge_lora import MergeLora
 from ingot.passes.pipeline import Receipt, check_order, parse_pipeline, run_pipeline
 from ingot.passes.recipes import recipe as recipe_text
@@ -87,42 +90,50 @@ def _check(check: bool, repro: str | Path | None) -> Check | None:
     return Check(repro=Path(repro) if repro is not None else None) if check else None
 
 
-def calibration(model: str | Path | None, module: Module, *, text: str | Path | None) -> list[np.ndarray]:
+def calibration(model: str | Path | None, module: Module, *, text: Files | None, tokens: int = TOKENS,
+                context: int = CONTEXT) -> list[np.ndarray]:
     """Calibration batches for a module and what it was loaded from, if anything; see `calibration_chunks`."""
-    from ingot.calibration import calibration_chunks
-
-    limit = min(512, int(module.meta.get("context", 512)))
-    directory = _checkpoint_directory(Path(model).expanduser()) if model is not None else None
-    return calibration_chunks(directory, text=text, context=limit)
+    directory = checkpoint_directory(Path(model).expanduser()) if model is not None else None
+    return calibration_chunks(directory, text=text, tokens=tokens, context=min(context, int(module.meta.get("context", context))),
+                              vocab=int(module.meta.get("vocab", 0)))
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What `compile` made. seconds: of the whole; peak_bytes: resident memory of the process at its highest."""
+    """What `compile` made. seconds: of the whole; peak_bytes: resident memory of the process at its highest.
+
+    evaluation: how far it is from the model before the lossy passes, where that was measured: perplexity, KL divergence and
+    top-1 agreement by domain under `results`, what was read under `text` and `tokens`.
+    """
 
     path: Path
     manifest: Manifest
     receipts: list[Receipt]
     seconds: float
     peak_bytes: int
+    evaluation: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"path": str(self.path), "bytes": sum(self.manifest.files.values()), "seconds": self.seconds,
                 "peak_bytes": self.peak_bytes, "pipeline": self.manifest.pipeline,
-                "receipts": [r.to_json() for r in self.receipts]}
+                "receipts": [r.to_json() for r in self.receipts], "evaluation": self.evaluation}
 
 
 def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: str | None = None, passes: str | None = None,
-            adapter: str | Path | Sequence[str | Path] = (), calib: str | Path | None = None, force: bool = False,
-            dump: str | Path | None = None, opset_only: bool = False, dtype: str | None = None, check: bool = False,
-            repro: str | Path | None = REPRO, progress: Step | None = None) -> Compiled:
+            adapter: str | Path | Sequence[str | Path] = (), calib: Files | None = None, calib_tokens: int = TOKENS,
+            calib_context: int = CONTEXT, evaluation: Files | bool = True, force: bool = False, dump: str | Path | None = None,
+            opset_only: bool = False, dtype: str | None = None, check: bool = False, repro: str | Path | None = REPRO,
+            progress: Step | None = None) -> Compiled:
     """Compile a model into an artifact directory.
 
     target: ort (ONNX Runtime on the CPU) or triton (kernels for a GPU). recipe: a named pipeline (fp32 when neither it nor
     `passes` is given). dtype: floating type of the graph; f32 for ort and bf16 for triton when not given. adapter: see
-    `with_adapters`. calib: text or token chunks for passes that calibrate (a small sample that comes with ingot, when not
-    given). dump: a directory that also gets the text of every stage. opset_only: standard ONNX operators alone. check, repro:
-    see `optimize`. A killed or failing run leaves an existing artifact as it was.
+    `with_adapters`. calib: files of text (.txt, .jsonl) or token chunks (.npz) for passes that calibrate (a small sample that
+    comes with ingot, when not given), calib_tokens: how many of their tokens, in sequences of calib_context. evaluation: files
+    of text to measure on what lossy passes cost; True for a text that comes with ingot, False for none. dump: a directory that
+    also gets the text of every stage. opset_only: standard ONNX operators alone. check, repro: see `optimize`. A killed or
+    failing run leaves an existing artifact as it was, and beside it the codes of weights that calibration has finished: the
+    same call goes on from there, and makes the same artifact.
     Raises IngotError; see `load` and `optimize`.
     """
     if recipe is not None and passes is not None:
@@ -131,6 +142,9 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
         raise IngotError(f"unknown target {target}", hint="targets: ort, triton")
     pipeline = with_adapters(parse_pipeline(passes), adapter) if passes is not None else None
     check_order(pipeline or with_adapters(parse_pipeline(recipe_text(recipe or "fp32")), adapter), Module(), has_calibration=True)
+    given = [*files_of(calib), *([] if isinstance(evaluation, bool) else files_of(evaluation))]
+    if missing := [file for file in given if not file.is_file()]:
+        raise IngotError("there is no such file", where=str(missing[0]))
     start = time.perf_counter()
     with ArtifactWriter(out, force=force) as writer:
         step = progress or (lambda done, total, what: None)
@@ -139,24 +153,38 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
         kind = str(module.meta.get("kind", "other"))
         if pipeline is None:
             pipeline = with_adapters(parse_pipeline(recipe_text(recipe or "fp32", kind=kind)), adapter)
-        context = Context(progress=progress)
+        journal = Journal(writer.target.with_name(f".{writer.target.name}.ingot-journal"), maker=f"ingot {ingot.__version__}")
+        context = Context(progress=progress, journal=journal, source=described(calib))
         needed = any("calibration" in p.requires() for p in pipeline)
+        if calib is not None and not (needed or check):
+            warnings.warn("no pass of this pipeline reads calibration text", stacklevel=2)
         if needed or check:
             try:
-                context.calibration = calibration(model, module, text=calib)
+                context.calibration = calibration(model, module, text=calib, tokens=calib_tokens, context=calib_context)
             except PassError:
                 if needed or calib is not None:
                     raise
+        if calib is None and any("calibration" in p.requires() and p.contract != "cache" for p in pipeline):
+            tokens = sum(ids.size for ids in context.calibration)
+            warnings.warn(f"weights are fitted to {tokens:,} tokens of {BUILT_IN}: give text of the kind that the model is for "
+                          "with --calib", stacklevel=2)
         facts = check_order(pipeline, module, has_calibration=context.calibration is not None)
         if kind == "decoder" and "cached" in facts and "take" not in facts:
             raise PassError("insert-kv-cache alone makes no decoder that can run: it computes logits at every position",
                             hint="put take-logits before insert-kv-cache")
+        fidelity = None
+        if evaluation is not False and target == "ort":
+            fidelity = Fidelity(module, pipeline, directory=checkpoint_directory(Path(model).expanduser()),
+                                text=None if evaluation is True else evaluation)
+            fidelity.before(0, module)
         stages = _Stages(writer, Path(dump) if dump is not None else None)
         stages.add("import", module)
         total = len(pipeline) + 1
 
         def on_stage(index: int, p: Pass, module: Module, receipt: Receipt) -> None:
             stages.add(p.name, module)
+            if fidelity is not None:
+                fidelity.before(index + 1, module)
             step(index + 1, total, p.name)
 
         receipts = run_pipeline(module, pipeline, context, on_stage=on_stage, check=_check(check, repro))
@@ -169,6 +197,7 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
 
             write_triton(module, writer.root)
             manifest = writer.finish(replace(manifest, target="triton", **FILES))  # type: ignore[arg-type]
+            journal.remove()
             return Compiled(Path(out), manifest, receipts, time.perf_counter() - start, peak_rss())
         from ingot.backends.onnx.writer import write
 
@@ -182,8 +211,12 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
         if written.prefill is not None:
             manifest = replace(manifest, prefill_graph=written.prefill.name, prefill_from=PREFILL_FROM,
                                prefill_weights=written.prefill_weights, prefill_steps=written.cache_steps)
+        measured = fidelity.measured(manifest, writer.root, progress=progress) if fidelity is not None else None
+        if measured is None and not isinstance(evaluation, bool):
+            warnings.warn("nothing was measured: only decoders with a KV cache are", stacklevel=2)
         manifest = writer.finish(manifest)
-    return Compiled(Path(out), manifest, receipts, time.perf_counter() - start, peak_rss())
+        journal.remove()
+    return Compiled(Path(out), manifest, receipts, time.perf_counter() - start, peak_rss(), measured)
 
 
 def _for_prefill(module: Module) -> Module:
@@ -215,13 +248,14 @@ class _Stages:
 
 
 def _copy_companions(model: str | Path, writer: ArtifactWriter) -> None:
-    folder = _checkpoint_directory(Path(model).expanduser())
+    folder = checkpoint_directory(Path(model).expanduser())
     for name in COMPANIONS:
         if folder is not None and (folder / name).is_file():
             shutil.copyfile(folder / name, writer.path(name))
 
 
-def _checkpoint_directory(path: Path) -> Path | None:
+def checkpoint_directory(path: Path) -> Path | None:
+    """The Hugging Face directory of a model: itself, or what a .gguf file is converted to; None for what has none."""
     if path.suffix == ".gguf" and path.is_file():
         from ingot.frontend.gguf import converted
 
@@ -269,17 +303,7 @@ def output_name(module: Module, index: int) -> str:
 
 def reference_logits(model: str | Path) -> Logits:
     """The logits of a model through the torch executor, float32 without a cache."""
-    from ingot.backends.torch.executor import Executor
-
-    executor = Executor(load(model))
-    names = [p.hint for p in executor.module.main.params]
-
-    def logits(ids: np.ndarray) -> np.ndarray:
-        pos = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        out: np.ndarray = executor.run([{"ids": ids, "pos": pos}[n or ""] for n in names])[0].numpy()
-        return out
-
-    return logits
+    return reference(load(model))
 
 
 def export(artifact: str | Path, out: str | Path, *, format: str, force: bool = False) -> None:
@@ -287,24 +311,15 @@ def export(artifact: str | Path, out: str | Path, *, format: str, force: bool = 
 
     Raises ArtifactError when the artifact is not whole or the output exists.
     """
+    from ingot.exporting import new_directory
+
     manifest = Manifest.load(artifact)
-    folder = Path(out)
-    if folder.exists() and any(folder.iterdir()) and not force:
-        raise ArtifactError("the output exists already", where=str(folder), hint="replace it with --force, or choose another")
     if format != "onnx":
-        raise IngotError(f"unknown format {format}", hint="formats: onnx")
-    aside = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        raise IngotError(f"unknown format {format}", hint="formats: onnx; for a checkpoint see export_checkpoint")
+    with new_directory(out, force=force) as folder:
         for name in (manifest.graph, manifest.weights, *COMPANIONS):
             if (Path(artifact) / name).is_file():
-                shutil.copyfile(Path(artifact) / name, aside / name)
+                shutil.copyfile(Path(artifact) / name, folder / name)
         with prefill_weights(manifest.graph_weights, Path(artifact) / manifest.weights) as made:
             if made is not None:
-                shutil.copytree(made, aside, dirs_exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise ArtifactError(f"cannot write: {error.strerror}", where=str(folder), hint="choose another output") from error
+                shutil.copytree(made, folder, dirs_exist_ok=True)

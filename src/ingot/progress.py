@@ -9,6 +9,9 @@ from contextlib import contextmanager
 Step = Callable[[int, int, str], None]
 """Called with (done, total, what)."""
 
+LONGEST = 56
+"""Characters of `what` that are drawn, the last ones: names of weights differ at their end."""
+
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Step]:
@@ -28,6 +31,6 @@ def progress_bar(title: str) -> Iterator[Step]:
         task = bar.add_task(title, total=1, what="")
 
         def step(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=max(total, 1), what=what[-40:])
+            bar.update(task, completed=done, total=max(total, 1), what=what[-LONGEST:])
 
         yield step

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
-
-from ingot.runtime.evaluate import Comparison, Perplexity
 
 if TYPE_CHECKING:
     from ingot.changes import Diff, Totals
@@ -90,20 +89,37 @@ def _totals(totals: Totals) -> str:
     return f"{totals.name}: {totals.ops:,} ops, {totals.parameters / 1e6:.1f} M parameters, {size(totals.bytes)}"
 
 
-def evaluation_table(results: Mapping[str, Perplexity | Comparison]) -> str:
-    """Perplexity with its 95 % interval per domain, and the comparison where there is one."""
+def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The records of an evaluation: perplexity with its 95 % interval per domain, and the comparison where there is one."""
     rows: list[tuple[object, ...]] = []
-    compared = any(isinstance(r, Comparison) for r in results.values())
+    compared = any("kl" in r for r in results.values())
     for name, result in results.items():
-        mine = result.model if isinstance(result, Comparison) else result
-        low, high = mine.interval
-        row: tuple[object, ...] = (name, mine.chunks, f"{mine.perplexity:.3f}", f"{low:.2f}..{high:.2f}")
-        if isinstance(result, Comparison):
-            row += (f"{result.reference.perplexity:.3f}", f"{result.kl.mean:.4f} ± {result.kl.stderr:.4f}",
-                    f"{100 * result.top1.mean:.1f} %")
+        mine = result.get("model", result)
+        row: tuple[object, ...] = (name, mine["chunks"], f"{mine['perplexity']:.3f}", _range(mine["interval95"]))
+        if compared:
+            kl, top1 = result["kl"], result["top1"]
+            change = [100 * (math.exp(v) - 1) for v in result["nll_change"]["interval95"] or ()]
+            row += (f"{result['reference']['perplexity']:.3f}", f"{100 * (result['perplexity_ratio'] - 1):+.1f} %",
+                    _range(change, "+.1f"), f"{kl['mean']:.4f}{_margin(kl, 1, 4)}",
+                    f"{100 * top1['mean']:.1f}{_margin(top1, 100, 1)} %")
         rows.append(row)
     header = ("domain", "chunks", "perplexity", "95 %")
-    return table(header + (("original", "KL (nats)", "top-1 agrees") if compared else ()), rows)
+    return table(header + (("original", "change", "95 %", "KL (nats)", "top-1 agrees") if compared else ()), rows)
+
+
+def evaluation_text(record: Mapping[str, Any]) -> str:
+    """What was measured when an artifact was compiled."""
+    return f"against the original on {record['text']}, {record['tokens']:,} tokens:\n{evaluation_table(record['results'])}"
+
+
+def _range(interval: Sequence[float] | None, form: str = ".2f") -> str:
+    return f"{interval[0]:{form}}..{interval[1]:{form}}" if interval else "?"
+
+
+def _margin(estimate: Mapping[str, Any], scale: float, digits: int) -> str:
+    """Half the 95 % interval of an estimate."""
+    interval = estimate["interval95"]
+    return f" ± {scale * (interval[1] - interval[0]) / 2:.{digits}f}" if interval else ""
 
 
 def statistics_table(counted: Mapping[str, Any]) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ingot.calibration import Files, files_of
 from ingot.errors import GenerateError
 from ingot.runtime.bench import BenchResult
 from ingot.runtime.bench import bench as _bench
-from ingot.runtime.evaluate import Comparison, Logits, Perplexity, compare, load_chunks, perplexity
+from ingot.runtime.evaluate import Comparison, Ids, Logits, Perplexity, load_chunks, measure
 from ingot.runtime.generate import GenerateOptions, Generation, Prompt
 from ingot.runtime.generate import stream as _stream
 from ingot.runtime.manifest import MANIFEST, Manifest
@@ -55,38 +56,23 @@ def generate(artifact: Path | str, prompt: Prompt | Sequence[Prompt], **options:
     return texts[0] if single else texts
 
 
-def evaluate(artifact: Path | str, text: Path | str, *, against: Path | str | None = None, context: int = 1024, batch: int = 1,
+def evaluate(artifact: Path | str, text: Files, *, against: Path | str | None = None, context: int = 1024, batch: int = 1,
              chunks: int | None = None, threads: int | None = None,
              progress: Callable[[int, int, str], None] | None = None) -> dict[str, Perplexity | Comparison]:
-    """Perplexity per domain of a text file or an .npz of token chunks; with `against` (an artifact or a model), also
-    KL divergence and top-1 agreement. chunks: use only so many of each domain. The last entry, `all`, is over everything."""
-    import numpy as np
-
+    """Perplexity per domain of text files (.txt, .jsonl) or of .npz files of token chunks; with `against` (an artifact or a
+    model), also KL divergence and top-1 agreement. chunks: use only so many of each domain. The last entry, `all`, is over
+    everything, where all chunks are of one length."""
     session = open_session(artifact, threads=threads)
-    tokenizer = Tokenizer.open(artifact) if not str(text).endswith(".npz") else None
-    domains = {name: ids[:chunks] for name, ids in load_chunks(text, tokenizer=tokenizer, context=context).items()}
+    if session.manifest.kind != "decoder":
+        raise GenerateError(f"this artifact is of kind {session.manifest.kind}; only decoders are evaluated")
+    files = files_of(text)
+    tokenizer = Tokenizer.open(artifact) if any(file.suffix != ".npz" for file in files) else None
+    domains: dict[str, Ids] = {}
+    for file in files:
+        for name, ids in load_chunks(file, tokenizer=tokenizer, context=min(context, session.context), chunks=chunks).items():
+            domains[name if name not in domains else str(file)] = ids
     reference = _logits_of(against, threads=threads) if against is not None else None
-    total, done = sum(map(len, domains.values())), 0
-    out: dict[str, Perplexity | Comparison] = {}
-    if len(domains) > 1 and len({ids.shape[1] for ids in domains.values()}) == 1:
-        groups = {**domains, "all": np.concatenate(list(domains.values()))}
-    else:
-        groups = {"all": next(iter(domains.values()))} if len(domains) == 1 else domains
-    parts: list[Perplexity | Comparison] = []
-    for name, ids in groups.items():
-        if name == "all" and parts:
-            out[name] = type(parts[0]).joined(parts)  # type: ignore[arg-type]
-            continue
-
-        def step(n: int, name: str = name, start: int = done) -> None:
-            if progress is not None:
-                progress(start + n, total, name)
-
-        out[name] = (perplexity(session.logits, ids, batch=batch, progress=step) if reference is None
-                     else compare(session.logits, reference, ids, batch=batch, progress=step))
-        parts.append(out[name])
-        done += len(ids)
-    return out
+    return measure(session.logits, domains, reference=reference, batch=batch, progress=progress)
 
 
 def _logits_of(model: Path | str, *, threads: int | None) -> Logits:

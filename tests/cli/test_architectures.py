@@ -79,11 +79,14 @@ def test_an_encoder_is_refused_a_cache(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("recipe", ["cpu-int4", "cpu-int8"])
+@pytest.mark.parametrize("recipe", ["cpu-int4", "cpu-int4-small", "cpu-int8"])
 def test_quantised_recipes_decode_like_their_own_graph(recipe: str, tmp_path: Path) -> None:
     """The artifact's kernels against the torch executor on the same quantised graph without a cache."""
     from ingot.backends.torch.executor import Executor
-    from ingot.compiler import load, optimize
+    from ingot.compiler import load
+    from ingot.passes.base import Context
+    from ingot.passes.pipeline import parse_pipeline, run_pipeline
+    from ingot.passes.recipes import DECODE_INT8
     from ingot.passes.recipes import recipe as recipe_text
 
     _, model = tiny("llama", hidden_size=128, intermediate_size=256, head_dim=32)
@@ -93,7 +96,7 @@ def test_quantised_recipes_decode_like_their_own_graph(recipe: str, tmp_path: Pa
     ingot.compile(checkpoint, tmp_path / "out", recipe=recipe, calib=tmp_path / "calib.npz")
     session = Session.open(tmp_path / "out", threads=1)
     module = load(checkpoint)
-    optimize(module, recipe_text(recipe, kind="encoder"))
+    run_pipeline(module, parse_pipeline(recipe_text(recipe).replace(f"{DECODE_INT8},", "")), Context(calibration=chunks[:, None]))
     ids = np.random.default_rng(0).integers(3, VOCAB, (1, 24))
     expected = Executor(module).run({"ids": ids, "pos": np.arange(24)[None]})[0].numpy()[0]
     assert noise(session.logits(ids)[0], expected) < NOISE

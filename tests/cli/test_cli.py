@@ -204,6 +204,8 @@ def test_nan_weights_are_located(checkpoint: Path, tmp_path: Path) -> None:
     (["--passes", "insert-kv-cache"], ["put take-logits before insert-kv-cache"]),
     (["--recipe", "cpu-int5"], ["unknown recipe", "cpu-int4"]),
     (["--recipe", "fp32", "--passes", "dce"], ["not both"]),
+    (["--adapter", "w" * 300], ["no such directory"]),
+    (["--dump", "w" * 300], ["File name too long"]),
 ])
 def test_impossible_requests(run: Run, checkpoint: Path, tmp_path: Path, args: list[str], parts: list[str]) -> None:
     fails(run("compile", checkpoint, "-o", tmp_path / "out", *args), *parts)

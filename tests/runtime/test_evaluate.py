@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from ingot.errors import GenerateError
-from ingot.runtime.evaluate import Comparison, Perplexity, compare, load_chunks, merged, perplexity, with_bos
+from ingot.runtime.evaluate import (
+    Comparison,
+    Estimate,
+    Perplexity,
+    compare,
+    load_chunks,
+    measure,
+    merged,
+    perplexity,
+    student,
+    with_bos,
+)
 from ingot.runtime.session import Session
 from ingot.runtime.tokenizer import Tokenizer
 
@@ -73,6 +84,48 @@ def test_logits_that_are_minus_infinity_on_both_sides_count_nothing() -> None:
     assert math.isfinite(compare(model, reference, CHUNKS % 40).kl.mean)
 
 
+def test_intervals_are_student_s() -> None:
+    """Tables of the t distribution; one chunk says nothing about the spread."""
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042, 120: 1.980, 10_000: 1.960}
+    assert {n: round(student(n), 3) for n in table} == table
+    low, high = Estimate(per_chunk=(1.0, 2.0, 3.0)).interval
+    assert (low, high) == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), rel=1e-4)
+    assert Estimate(per_chunk=(1.0,)).to_json() == {"mean": 1.0, "stderr": None, "interval95": None}
+
+
+def test_domains_one_after_the_other() -> None:
+    model, reference = Table(1), Table(2)
+    told: list[tuple[int, int, str]] = []
+    found = measure(model, {"a": CHUNKS[:2], "b": CHUNKS[2:]}, reference=reference, progress=lambda *t: told.append(t))
+    assert list(found) == ["a", "b", "all"]
+    assert found["all"] == compare(model, reference, CHUNKS)
+    assert (told[0], told[-1]) == ((1, 5, "a"), (5, 5, "b"))
+    assert list(measure(model, {"a": CHUNKS})) == ["all"]
+    assert list(measure(model, {"a": CHUNKS, "b": CHUNKS[:, :6]})) == ["a", "b"]
+
+
+def test_no_more_than_one_batch_of_logits_is_kept() -> None:
+    """Of either model, however many chunks there are."""
+    import tracemalloc
+
+    def peak(count: int) -> int:
+        chunks = np.random.default_rng(0).integers(0, V, (count, 256))
+        tracemalloc.start()
+        compare(Table(1), Table(2), chunks)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    assert peak(40) - peak(4) < 0.2 * 36 * 256 * V * 4  # a fifth of the further chunks' logits
+
+
+def test_logits_that_are_not_numbers_are_refused() -> None:
+    model = Table(1)
+    model.table[CHUNKS[3, 4]] = np.nan
+    with pytest.raises(GenerateError, match="not finite"):
+        perplexity(model, CHUNKS)
+
+
 def test_a_buffer_the_model_reuses_does_not_spoil_the_comparison() -> None:
     buffer = np.empty((1, 12, V), np.float32)
 
@@ -114,13 +167,19 @@ def test_bos_takes_a_place_at_the_front() -> None:
     np.testing.assert_array_equal(chunks[:, 1:], CHUNKS[:, :-1])
 
 
-def test_chunks_of_a_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
+FOX = "the quick brown fox " * 30
+
+
+def test_chunks_of_a_text_begin_as_texts_do(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """With a BOS token, where the tokenizer puts one in front."""
     file = tmp_path / "fox.txt"
-    file.write_text("the quick brown fox " * 30, encoding="utf-8")
-    ids = tokenizer.encode("the quick brown fox " * 30, add_special=False)
+    file.write_text(FOX, encoding="utf-8")
+    ids = np.array(tokenizer.encode(FOX, add_special=False))
     chunks = load_chunks(file, tokenizer=tokenizer, context=16)["fox"]
-    np.testing.assert_array_equal(chunks.reshape(-1), ids[: len(ids) // 16 * 16])
-    assert load_chunks(file, tokenizer=tokenizer, context=10_000)["fox"].tolist() == [ids]
+    assert (chunks[:, 0] == tokenizer.bos_id).all()
+    np.testing.assert_array_equal(chunks[:, 1:], ids[: len(ids) // 16 * 16].reshape(-1, 16)[:, :-1])
+    assert load_chunks(file, tokenizer=tokenizer, context=10_000)["fox"].tolist() == [[tokenizer.bos_id, *ids[:-1]]]
+    np.testing.assert_array_equal(load_chunks(file, tokenizer=tokenizer, context=16, chunks=2)["fox"], chunks[:2])
 
 
 def test_chunks_of_arrays(tmp_path: Path) -> None:
@@ -140,6 +199,9 @@ def test_what_cannot_be_measured_is_one_clear_error(tmp_path: Path, tokenizer: T
                           ("floats.npz", "must be integers")):
         with pytest.raises(GenerateError, match=message):
             load_chunks(tmp_path / file, tokenizer=tokenizer)
+    (tmp_path / "blank.txt").write_text(" \n")
+    with pytest.raises(GenerateError, match="the text is empty"):
+        load_chunks(tmp_path / "blank.txt", tokenizer=tokenizer)
     with pytest.raises(GenerateError, match="needs a tokenizer"):
         load_chunks(tmp_path / "one.txt")
     with pytest.raises(GenerateError, match="outside the model's vocabulary of 50"):
