@@ -11,7 +11,6 @@ import numpy as np
 from ingot.passes.pruning.elimination import Elimination, Reader
 from ingot.passes.pruning.groups import Group
 
-
 STEPS = 48
 """Steps in which all units of a large group would go."""
 
