@@ -14,6 +14,8 @@ from ingot.samples import SAMPLE
 
 TOKENS, CONTEXT = 32768, 512
 """What is used of calibration text, and in sequences of how many tokens, unless told otherwise."""
+FEW = 512
+"""Tokens of the sample that are used where only the ranges of caches are wanted."""
 BUILT_IN = "the sample that comes with ingot"
 
 Files = Path | str | Sequence[Path | str]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ingot
-from ingot.calibration import BUILT_IN, CONTEXT, TOKENS, Files, calibration_chunks, described, files_of
+from ingot.calibration import BUILT_IN, CONTEXT, FEW, TOKENS, Files, calibration_chunks, described, files_of
 from ingot.errors import ArtifactError, IngotError, PassError
 from ingot.fidelity import Fidelity, reference
 from ingot.ir.copy import copy_module
@@ -152,19 +152,21 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
         module = load(model, dtype=dtype or ("bf16" if target == "triton" else "f32"))
         kind = str(module.meta.get("kind", "other"))
         if pipeline is None:
-            pipeline = with_adapters(parse_pipeline(recipe_text(recipe or "fp32", kind=kind)), adapter)
+            pipeline = with_adapters(parse_pipeline(recipe_text(recipe or "fp32", kind=kind, fitted=calib is not None)), adapter)
         journal = Journal(writer.target.with_name(f".{writer.target.name}.ingot-journal"), maker=f"ingot {ingot.__version__}")
         context = Context(progress=progress, journal=journal, source=described(calib))
         needed = any("calibration" in p.requires() for p in pipeline)
+        fits = any("calibration" in p.requires() and p.contract != "cache" for p in pipeline)
         if calib is not None and not (needed or check):
             warnings.warn("no pass of this pipeline reads calibration text", stacklevel=2)
         if needed or check:
             try:
-                context.calibration = calibration(model, module, text=calib, tokens=calib_tokens, context=calib_context)
+                context.calibration = calibration(model, module, text=calib, context=calib_context,
+                                                  tokens=calib_tokens if fits or calib is not None else FEW)
             except PassError:
                 if needed or calib is not None:
                     raise
-        if calib is None and any("calibration" in p.requires() and p.contract != "cache" for p in pipeline):
+        if calib is None and fits:
             tokens = sum(ids.size for ids in context.calibration)
             warnings.warn(f"weights are fitted to {tokens:,} tokens of {BUILT_IN}: give text of the kind that the model is for "
                           "with --calib", stacklevel=2)
