@@ -1,10 +1,12 @@
-"""What quantising a decoder costs: perplexity of every format and method on the same text, with time and memory.
+r"""What quantising a decoder costs: perplexity of every format and method on the same text, with time and memory.
 
-    python benchmarks/quality.py CHECKPOINT --text test.npz --calib calib.npz [--every 2] [--only NAME ...] [--json FILE]
+    python benchmarks/quality.py CHECKPOINT --text test.npz --calib calib.npz [--every 2] [--only NAME ...] \
+        [--rivals DIR] [--json FILE]
 
 Every pipeline runs in a process of its own, so that its peak memory is its own. Text and calibration text are chunks of
 token ids by domain (.npz); every domain's chunks are taken in turn for calibration. Perplexity is of the torch executor in
-float32: exp of the mean cross-entropy of all next-token predictions, chunks predicted from their own beginning.
+float32: exp of the mean cross-entropy of all next-token predictions, chunks predicted from their own beginning. --rivals:
+what rivals/quality/run.py made, measured by the same program; their seconds and memory are from their own runs.
 """
 
 import json
@@ -74,15 +76,16 @@ def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.
 
     module = load(checkpoint)
     run_pipeline(module, parse_pipeline(TRACE))
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     batches = [row[None] for row in calibration.reshape(-1, context)]
     receipts = run_pipeline(module, parse_pipeline(pipeline), Context(calibration=batches)) if pipeline else []
     parts = [c.weight.materialize().size for c in module.consts.values()]
+    busy = time.process_time() - busy
     seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     executor = executor_of(module, rounded_inputs=rounded_inputs)
     found = perplexity(lambda ids: executor.run(inputs(module, ids))[0].numpy(), text)
-    return {"pipeline": pipeline, "perplexity": found.perplexity, "interval95": found.interval, "seconds": seconds,
-            "peak_bytes": peak, "weights": len(parts), "details": receipts[-1].details if receipts else {}}
+    return {"pipeline": pipeline, "perplexity": found.perplexity, "interval95": found.interval, "seconds": seconds, "cpu_seconds": busy,
+            "calibration_tokens": calibration.size if receipts else 0, "tokens": text.size, "peak_bytes": peak, "weights": len(parts), "details": receipts[-1].details if receipts else {}}
 
 
 def executor_of(module: "Module", *, rounded_inputs: bool) -> "Executor":
@@ -117,22 +120,32 @@ def inputs(module: "Module", ids: np.ndarray) -> dict[str, np.ndarray]:
 @click.option("--calib-chunks", default=16, show_default=True)
 @click.option("--context", default=1024, show_default=True, help="Tokens of a calibration sequence; chunks are cut.")
 @click.option("--only", multiple=True, help="Rows of the table by name.")
+@click.option("--rivals", type=click.Path(path_type=Path, exists=True), help="Measure these as well; with --only none, these alone.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Records by name; those of other rows are kept.")
 @click.option("--worker", hidden=True)
 def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: int, context: int, only: tuple[str, ...],
-         out: Path | None, worker: str | None) -> None:
+         rivals: Path | None, out: Path | None, worker: str | None) -> None:
     if worker is not None:
         from ingot.runtime.evaluate import load_chunks, merged
 
         chunks = merged(load_chunks(text))[::every]
-        print(json.dumps(measured(checkpoint, PIPELINES[worker].replace("OPTIONS", OPTIONS), chunks,
+        where = checkpoint if worker in PIPELINES else Path(worker)
+        print(json.dumps(measured(where, PIPELINES.get(worker, "").replace("OPTIONS", OPTIONS), chunks,
                                   in_turn(calib, calib_chunks), context, rounded_inputs=worker in ROUNDED_INPUTS)))
         return
     records = json.loads(out.read_text()) if out is not None and out.exists() else {}
-    for name in only or PIPELINES:
-        run = subprocess.run([sys.executable, *sys.argv, "--worker", name], stdout=subprocess.PIPE, text=True, check=True)
-        records[name] = record = json.loads(run.stdout.splitlines()[-1])
-        click.echo(f"{name:28} {record['perplexity']:8.3f}  {record['seconds']:7.1f} s  {record['peak_bytes'] / 1e9:5.2f} GB")
+    theirs = {folder.name: folder for folder in sorted(rivals.iterdir())} if rivals is not None else {}
+    for name in [*(only or PIPELINES), *theirs]:
+        if name == "none":
+            continue
+        record = json.loads((theirs[name] / "record.json").read_text()) if name in theirs else {}
+        if "error" not in record:
+            run = subprocess.run([sys.executable, *sys.argv, "--worker", str(theirs.get(name, name))], stdout=subprocess.PIPE,
+                                 text=True, check=True)
+            record = json.loads(run.stdout.splitlines()[-1]) | record
+        records[name] = record
+        click.echo(f"{name:40} {record['error']}" if "error" in record else
+                   f"{name:40} {record['perplexity']:8.3f}  {record['seconds']:7.1f} s  {record['peak_bytes'] / 1e9:5.2f} GB")
         if out is not None:
             out.write_text(json.dumps(records, indent=1) + "\n")
 
