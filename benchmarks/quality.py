@@ -84,8 +84,9 @@ def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.
     seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     executor = executor_of(module, rounded_inputs=rounded_inputs)
     found = perplexity(lambda ids: executor.run(inputs(module, ids))[0].numpy(), text)
-    return {"pipeline": pipeline, "perplexity": found.perplexity, "interval95": found.interval, "seconds": seconds, "cpu_seconds": busy,
-            "calibration_tokens": calibration.size if receipts else 0, "tokens": text.size, "peak_bytes": peak, "weights": len(parts), "details": receipts[-1].details if receipts else {}}
+    return {"pipeline": pipeline, "perplexity": found.perplexity, "interval95": found.interval, "tokens": text.size,
+            "seconds": seconds, "cpu_seconds": busy, "peak_bytes": peak, "weights": len(parts),
+            "calibration_tokens": calibration.size if receipts else 0, "details": receipts[-1].details if receipts else {}}
 
 
 def executor_of(module: "Module", *, rounded_inputs: bool) -> "Executor":
@@ -120,7 +121,7 @@ def inputs(module: "Module", ids: np.ndarray) -> dict[str, np.ndarray]:
 @click.option("--calib-chunks", default=16, show_default=True)
 @click.option("--context", default=1024, show_default=True, help="Tokens of a calibration sequence; chunks are cut.")
 @click.option("--only", multiple=True, help="Rows of the table by name.")
-@click.option("--rivals", type=click.Path(path_type=Path, exists=True), help="Measure these as well; with --only none, these alone.")
+@click.option("--rivals", type=click.Path(path_type=Path, exists=True), help="Measure these as well; --only none: these alone.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Records by name; those of other rows are kept.")
 @click.option("--worker", hidden=True)
 def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: int, context: int, only: tuple[str, ...],

@@ -16,7 +16,7 @@ from ingot.ir.types import TensorType
 from ingot.ir.value import Const, Value
 from ingot.ir.weights import derived
 from ingot.passes.pruning.coupling import Coupling
-from ingot.passes.pruning.groups import Group, _runs, kept_positions
+from ingot.passes.pruning.groups import Group, kept_positions, runs_of
 from ingot.passes.pruning.spaces import Space
 
 
@@ -31,7 +31,7 @@ def cut(func: Func, coupling: Coupling, kept: Mapping[Group, np.ndarray], *, mad
 
 def stays(coupling: Coupling, const: Const, kept: Mapping[Group, np.ndarray]) -> tuple[np.ndarray, ...]:
     """Which positions of each axis of a weight stay, bool[n] by axis."""
-    runs = _runs(coupling)
+    runs = runs_of(coupling)
     return tuple(np.ones(size, bool) if space is None else kept_positions(space, kept, runs)
                  for size, space in zip(const.type.shape, coupling.of(const), strict=True))
 
@@ -43,7 +43,7 @@ class _Cut:
         self.kept = kept
         self.made_by = made_by
         self.sizes: dict[Space, int] = {group.atom: int(mask.sum()) // group.blocks for group, mask in kept.items()}
-        self.runs = _runs(coupling)
+        self.runs = runs_of(coupling)
 
     def run(self) -> dict[Value, Value]:
         changes = {op: self._changes(op) for op in self.func.ops}

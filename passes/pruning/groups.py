@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingot.ir.module import Func
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.value import Const
 from ingot.passes.pruning.coupling import Coupling
@@ -55,7 +54,7 @@ class Group:
 def groups(coupling: Coupling, *, kinds: Iterable[str] = KINDS) -> list[Group]:
     """The groups of some kinds, in graph order. Weights are floats, and every axis may lose positions."""
     free = [atom for atom, reason in coupling.atoms().items() if not reason and atom.size > 1]
-    runs = _runs(coupling)
+    runs = runs_of(coupling)
     consts = [(const, axis, space) for const, spaces in coupling.spaces.items() if isinstance(const, Const)
               for axis, space in enumerate(spaces) if space is not None]
     holders: dict[Space, list[tuple[Const, int, Space]]] = {}
@@ -80,7 +79,7 @@ def _units(space: Space, atom: Space, outer: Space | None) -> np.ndarray:
     return inner if outer is None else np.where(inner < 0, -1, space.positions(outer) * atom.size + inner)
 
 
-def _runs(coupling: Coupling) -> dict[Space, Space]:
+def runs_of(coupling: Coupling) -> dict[Space, Space]:
     """The atom of key heads for each atom of query heads inside it everywhere: which of these go may differ by key head."""
     shared = coupling.role("shared")
     found: dict[Space, Space] = {}
@@ -114,8 +113,3 @@ def kept_positions(space: Space, kept: Mapping[Group, np.ndarray], runs: Mapping
             units = _units(space, group.atom, runs.get(group.atom))
             stays &= (units < 0) | mask[units]
     return stays
-
-
-def func_groups(func: Func, *, kinds: Iterable[str] = KINDS) -> Iterator[Group]:
-    """The groups of a func; see `groups`."""
-    yield from groups(Coupling(func), kinds=kinds)

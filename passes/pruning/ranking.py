@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ def by_score(scores: np.ndarray, *, blocks: int = 1) -> Ranking:
     return Ranking([base + order[:, i] for i in range(runs.shape[1])], np.take_along_axis(runs, order, 1).sum(0))
 
 
-def by_elimination(readers: list[Reader], size: int, *, blocks: int = 1, deepest: float = 0.75) -> Ranking:
+def by_elimination(readers: list[Reader], size: int, *, blocks: int = 1, deepest: float = 0.9) -> Ranking:
     """Units in the order in which they cost least, the others refitted after every step.
 
     Of many units, a few go in one step. deepest: part of the units up to which the order is looked for.
@@ -58,10 +59,12 @@ def allocate(rankings: Mapping[Group, Ranking], *, ratio: float, multiple: int, 
     for every group; otherwise whatever costs least for each parameter goes first. At least one step stays everywhere.
     """
     if uniform:
-        return {group: _steps(group, multiple, ratio) for group in rankings}
-    wanted = ratio * sum(group.cost * group.size for group in rankings)
+        return {group: _steps(group, multiple, ratio, len(ranking.steps)) for group, ranking in rankings.items()}
+    costs = {group: group.cost for group in rankings}
+    wanted = ratio * sum(cost * group.size for group, cost in costs.items())
     taken = dict.fromkeys(rankings, 0)
     queue: list[tuple[float, int, Group, int]] = []
+    turn = itertools.count()
 
     def push(group: Group) -> None:
         ranking, done = rankings[group], taken[group]
@@ -69,14 +72,14 @@ def allocate(rankings: Mapping[Group, Ranking], *, ratio: float, multiple: int, 
         grain = multiple if group.kind not in ("heads", "kv") else 1
         count = left - grain * ((left - 1) // grain)
         if left - count >= 1 and done + count <= len(ranking.steps):
-            loss = float(ranking.losses[done:done + count].sum()) / (count * group.blocks * group.cost)
-            heapq.heappush(queue, (loss, len(queue), group, count))
+            loss = float(ranking.losses[done:done + count].sum()) / (count * group.blocks * costs[group])
+            heapq.heappush(queue, (loss, next(turn), group, count))
 
     for group in rankings:
         push(group)
     while queue:
         _, _, group, count = heapq.heappop(queue)
-        size = count * group.blocks * group.cost
+        size = count * group.blocks * costs[group]
         if size > 2 * wanted:
             continue
         taken[group] += count
@@ -85,8 +88,9 @@ def allocate(rankings: Mapping[Group, Ranking], *, ratio: float, multiple: int, 
     return taken
 
 
-def _steps(group: Group, multiple: int, ratio: float) -> int:
+def _steps(group: Group, multiple: int, ratio: float, most: int) -> int:
     width = group.size // group.blocks
     grain = multiple if group.kind not in ("heads", "kv") else 1
-    left = max(round(width * (1 - ratio) / grain) * grain, min(grain, width))
+    least = max(-(-(width - most) // grain) * grain, grain)
+    left = max(round(width * (1 - ratio) / grain) * grain, least)
     return max(width - left, 0)

@@ -12,14 +12,18 @@ from ingot.compiler import compile as ingot_compile
 from ingot.errors import NothingMatched, PassError
 from ingot.ir.copy import copy_module
 from ingot.ir.module import Module
+from ingot.ir.value import Const
 from ingot.ir.verify import verify
+from ingot.ir.weights import ArrayWeight
 from ingot.passes.base import Context
 from ingot.passes.contracts.contract import Check
 from ingot.passes.pipeline import Receipt, parse_pipeline, run_pipeline
 from ingot.passes.pruning.depth import blocks
 from ingot.passes.pruning.elimination import DAMPING, Elimination, Reader
-from ingot.passes.pruning.ranking import by_elimination, by_score
+from ingot.passes.pruning.groups import Group
+from ingot.passes.pruning.ranking import allocate, by_elimination, by_score
 from ingot.passes.pruning.refit import Pair, solve
+from ingot.passes.pruning.spaces import Space
 from ingot.runtime.session import Session
 from tests.frontend.examples import imported
 from tests.frontend.models import VOCAB, saved, tiny
@@ -219,3 +223,13 @@ def test_solve_finds_the_least_squares_weight() -> None:
     plain, _ = solve(pair, w, w[:, :4], ridge=0, free_mean=False)
     np.testing.assert_allclose(plain, np.linalg.lstsq(x, before @ w.T, rcond=None)[0].T, rtol=1e-4, atol=1e-4)
     assert pair.error(w, found) <= pair.error(w, w[:, :4])
+
+
+def test_equal_losses_are_no_trouble() -> None:
+    """Units that matter alike go from one group after the other, down to the last step."""
+    chosen = [Group("mlp", 8, 1, Space(8)) for _ in range(3)]
+    for group in chosen:
+        group.members[Const("w", ArrayWeight(np.zeros((8, 2), np.float32))), 0] = np.arange(8)
+    ranked = {group: by_score(np.zeros(8)) for group in chosen}
+    assert sum(allocate(ranked, ratio=0.5, multiple=2, uniform=False).values()) == 12
+    assert set(allocate(ranked, ratio=0.99, multiple=4, uniform=True).values()) == {4}
