@@ -103,20 +103,24 @@ def export_checkpoint(model: str | Path, out: str | Path, *, passes: str = "", a
 
 @contextmanager
 def new_directory(out: str | Path, *, force: bool = False) -> Iterator[Path]:
-    """A directory beside `out` that takes its name in the end, and is removed when that fails.
+    """A directory beside `out` that takes its name in the end, and is removed when that fails. What stood there before is kept
+    until then.
 
     Raises ArtifactError when `out` exists, unless `force`, and when it cannot be written.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise ArtifactError("the output exists already", where=str(folder), hint="replace it with --force, or choose another")
-    aside = folder.with_name(f".{folder.name}.part")
+    aside, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
         aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(f"cannot write: {error.strerror or error}", where=str(folder),
                             hint="choose another output") from error
