@@ -91,6 +91,10 @@ class Format(ABC):
     def decode(self, codes: np.ndarray, step: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
         """What codes stand for, in the float type of `step`; codes, step and zero broadcast."""
 
+    def nearest_values(self, w: np.ndarray, step: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
+        """What the nearest codes of w stand for: `decode(encode(w))`, a new array."""
+        return self.decode(self.encode(w, step, zero), step, zero)
+
     def settle(self, step: np.ndarray, zero: np.ndarray | None = None, tensor_scale: np.ndarray | None = None) -> Scales:
         """The steps [rows, groups] and zero points chosen, as they are stored. tensor_scale: the one `parameters` was given."""
         parts = self.scaling.stored(step.astype(np.float32, copy=False), tensor_scale)

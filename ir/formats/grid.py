@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
+import ml_dtypes
 import numpy as np
 
 from ingot.ir.formats.format import Format, divided, reach
@@ -48,6 +49,18 @@ class Grid(Format):
 @dataclass(frozen=True)
 class Minifloat(Grid):
     """Codes that are floats of a few bits, rounded to nearest even; minus zero keeps its sign."""
+
+    def nearest_values(self, w: np.ndarray, step: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
+        x = np.clip(divided(w, step), -self.peak, self.peak).astype(np.float32, copy=False)
+        info = ml_dtypes.finfo(self.code.numpy)
+        # A float32 without its sign and mantissa is the power of two at or below it.
+        gap = np.maximum((x.view(np.int32) & 0x7F800000).view(np.float32), np.float32(2.0**info.minexp))
+        gap *= np.float32(2.0**-info.nmant)
+        x /= gap
+        np.rint(x, out=x)
+        x *= gap
+        values: np.ndarray = x * step
+        return values
 
     def nearest(self, x: np.ndarray) -> np.ndarray:
         return x.astype(np.float32, copy=False).astype(self.code.numpy)

@@ -50,6 +50,13 @@ class Integer(Format):
         values: np.ndarray = (codes.astype(step.dtype) - offset) * step
         return values
 
+    def nearest_values(self, w: np.ndarray, step: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
+        offset = step.dtype.type(self.middle) if zero is None else zero.astype(step.dtype)
+        codes = np.rint(divided(w, step))
+        np.minimum(np.maximum(codes, -offset, out=codes), self.levels - 1 - offset, out=codes)
+        codes *= step
+        return codes
+
     def bound(self, w: np.ndarray, step: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
         size, offset = step.astype(np.float64), np.float64(self.middle) if zero is None else zero.astype(np.float64)
         ends = np.stack(np.broadcast_arrays(-offset * size, (self.levels - 1 - offset) * size))

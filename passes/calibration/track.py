@@ -17,6 +17,9 @@ from ingot.passes.contracts.slices import extract
 if TYPE_CHECKING:
     import torch
 
+_AT_ONCE = 2048
+"""Tokens run together: the overhead of an op is shared, and what it makes stays small."""
+
 
 class Track:
     """The values of a module's main func on batches of token ids, as far as it has run.
@@ -33,8 +36,8 @@ class Track:
         self.sizes: list[dict[str, int]] = []
         self._ran: set[Op] = set()
         params = module.main.params
-        for ids in batches:
-            given = inputs_for(module, np.asarray(ids, np.int64), all_logits=True)
+        for ids in merged(batches):
+            given = inputs_for(module, ids, all_logits=True)
             arrays = [given[p.hint or ""] for p in params]
             self.sizes.append(solve_dims([p.type for p in params], [a.shape for a in arrays]))
             self.live.append({p: torch.from_numpy(np.array(a)) for p, a in zip(params, arrays)})
@@ -70,3 +73,15 @@ class Track:
         return any(user not in self._ran for user in value.users)
 
 
+
+
+def merged(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The same rows of token ids, i64, with neighbours of one length together, up to so many tokens."""
+    found: list[np.ndarray] = []
+    for ids in batches:
+        last = found[-1] if found else None
+        if last is not None and last.shape[1] == ids.shape[1] and last.size + ids.size <= _AT_ONCE:
+            found[-1] = np.concatenate([last, ids])
+        else:
+            found.append(np.asarray(ids, np.int64))
+    return found

@@ -17,6 +17,10 @@ from ingot.ir.formats import Coded, Format, Scales
 from ingot.passes.quantization import rtn
 
 
+_BLOCK = 32
+"""Columns whose errors reach those behind them one by one; those of a whole block go on together."""
+
+
 @dataclass(frozen=True)
 class Feedback:
     """How errors of columns are made good, from the second moments of the inputs; made once for all weights behind one input.
@@ -80,16 +84,18 @@ def gptq(w: np.ndarray, fmt: Format, how: Feedback, *, symmetric: bool = False, 
         stop, index = start + len(columns), columns[0] // how.group
         wanted = target[columns] + how.pull[start:stop, :start] @ error[:start]
         if scales is None:
-            for rows in rtn.pieces(wanted.T):
-                step[rows, index], offset = rtn.best_steps(np.ascontiguousarray(wanted[:, rows].T), fmt, symmetric=symmetric,
-                                                           tensor_scale=top, weight=how.weight[columns])
-                if offset is not None:
-                    zero = np.empty(step.shape, np.uint8) if zero is None else zero
-                    zero[rows, index] = offset
+            step[:, [index]], offset = rtn.best_steps(np.ascontiguousarray(wanted.T), fmt, group=len(columns),
+                                                      symmetric=symmetric, tensor_scale=top, weight=how.weight[columns])
+            if offset is not None:
+                zero = np.empty(step.shape, np.uint8) if zero is None else zero
+                zero[:, [index]] = offset
         each = np.ascontiguousarray(step[:, index]), None if zero is None else np.ascontiguousarray(zero[:, index])
         for j, column in enumerate(columns, start):
-            x = wanted[j - start] + how.pull[j, start:j] @ error[start:j]
-            values[column] = fmt.decode(fmt.encode(x, *each), *each)
+            block = start + (j - start) // _BLOCK * _BLOCK
+            if j == block > start:
+                wanted[j - start:] += how.pull[j:stop, j - _BLOCK:j] @ error[j - _BLOCK:j]
+            x = wanted[j - start] + how.pull[j, block:j] @ error[block:j]
+            values[column] = fmt.nearest_values(x, *each)
             error[j] = target[column] - values[column]
         start = stop
     settled = fmt.settle(step, zero, top) if scales is None else scales

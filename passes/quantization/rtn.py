@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
 from ingot.ir.formats import Coded, Format, Scales, grouped
 
+Made = TypeVar("Made")
 _AT_ONCE = 1 << 16
 """Elements worked on at a time: what a core's cache holds, and no whole weight in floats several times over."""
+_WORTH_THREADS = 8
 
 
 def rounded(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool = False, per_tensor: bool = False,
@@ -21,13 +26,14 @@ def rounded(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool = False, 
 
 def encoded(w: np.ndarray, fmt: Format, scales: Scales, *, group: int) -> Coded:
     """Every element of w [n, k] at its nearest code under given steps."""
-    codes = np.empty(w.shape, fmt.code.numpy)
-    for rows in pieces(w):
+
+    def piece(rows: slice) -> np.ndarray:
         step, zero = (None if x is None else x[rows if len(x) > 1 else slice(None), :, None] for x in (scales.step, scales.zero))
         assert step is not None
         found = fmt.encode(grouped(w[rows].astype(np.float32, copy=False), group), step, zero)
-        codes[rows] = found.reshape(len(found), -1)[:, :w.shape[1]]
-    return Coded(fmt, group, codes, scales)
+        return found.reshape(len(found), -1)[:, :w.shape[1]]
+
+    return Coded(fmt, group, np.concatenate(by_rows(w, piece)), scales)
 
 
 def chosen_steps(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool = False, per_tensor: bool = False,
@@ -40,26 +46,35 @@ def chosen_steps(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool = Fa
     top = fmt.tensor_scale(w)
     if per_tensor:
         w, group = w.reshape(1, -1), w.size
-    found = [best_steps(grouped(w[rows].astype(np.float32, copy=False), group), fmt, symmetric=symmetric, tensor_scale=top,
-                        search=search) for rows in pieces(w)]
-    zeros = [zero for _, zero in found if zero is not None]
-    return fmt.settle(np.concatenate([step for step, _ in found]), np.concatenate(zeros) if zeros else None, top)
+    return fmt.settle(*best_steps(w, fmt, group=group, symmetric=symmetric, tensor_scale=top, search=search), top)
 
 
-def best_steps(g: np.ndarray, fmt: Format, *, symmetric: bool = False, tensor_scale: np.ndarray | None = None,
+def best_steps(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool = False, tensor_scale: np.ndarray | None = None,
                search: bool = True, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Step and zero point (None without) of each group of g f32[..., group].
+    """Steps [n, ceil(k / group)], not yet settled, and zero points (None without) for w [n, k]; as `chosen_steps` says.
 
-    weight: what the squared error of each place in a group counts for, f32[group] (all the same when None).
+    tensor_scale: that of the whole weight. weight: what the squared error of each place in a group counts for, f32[group] (all
+    the same when None).
     """
+    found = by_rows(w, lambda rows: _best_steps(grouped(w[rows].astype(np.float32, copy=False), group), fmt, symmetric=symmetric,
+                                                tensor_scale=tensor_scale, search=search, weight=weight))
+    zeros = [zero for _, zero in found if zero is not None]
+    return np.concatenate([step for step, _ in found]), np.concatenate(zeros) if zeros else None
+
+
+def _best_steps(g: np.ndarray, fmt: Format, *, symmetric: bool, tensor_scale: np.ndarray | None, search: bool,
+                weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Step and zero point of each group of g f32[..., group]."""
     step, zero = fmt.parameters(g, symmetric=symmetric, tensor_scale=tensor_scale)
     if not search:
         return step, zero
+    ends = np.stack([g.min(-1), g.max(-1)], -1)
     least = np.full(step.shape, np.inf, np.float32)
     for ratio in fmt.ratios:
-        tried, offset = fmt.parameters(g, symmetric=symmetric, tensor_scale=tensor_scale, ratio=ratio)
-        each = (tried[..., None], None if offset is None else offset[..., None])
-        lost = np.square(fmt.decode(fmt.encode(g, *each), *each) - g)
+        tried, offset = fmt.parameters(ends, symmetric=symmetric, tensor_scale=tensor_scale, ratio=ratio)
+        lost = fmt.nearest_values(g, tried[..., None], None if offset is None else offset[..., None])
+        lost -= g
+        lost *= lost
         error = lost.sum(-1) if weight is None else lost @ weight
         better = error < least
         least, step = np.where(better, error, least), np.where(better, tried, step)
@@ -67,7 +82,11 @@ def best_steps(g: np.ndarray, fmt: Format, *, symmetric: bool = False, tensor_sc
     return step, zero
 
 
-def pieces(w: np.ndarray) -> Iterator[slice]:
-    """Rows of w [n, k], some at a time."""
+def by_rows(w: np.ndarray, work: Callable[[slice], Made]) -> list[Made]:
+    """What `work` makes of rows of w [n, k], some at a time, in their order; on all cores where it is worth starting threads."""
     count = max(1, _AT_ONCE // w.shape[1])
-    return (slice(first, first + count) for first in range(0, len(w), count))
+    pieces = [slice(first, first + count) for first in range(0, len(w), count)]
+    if len(pieces) < _WORTH_THREADS:
+        return [work(piece) for piece in pieces]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, pieces))

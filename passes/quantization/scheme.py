@@ -35,9 +35,13 @@ class Scheme:
         """The operands of `dequantize` for a weight [n, k]."""
         return self.format.types(shape, self.width(shape[1]), symmetric=self.symmetric, per_tensor=self.per_tensor)
 
+    def types_of(self, const: Const) -> dict[str, TensorType]:
+        """`types` for a weight."""
+        return self.types(_matrix(const))
+
     def stored_bits(self, const: Const) -> int:
         """Bits of all operands together for a weight."""
-        return sum(t.dtype.bits * math.prod(t.shape) for t in self.types(_matrix(const)).values())
+        return sum(t.dtype.bits * math.prod(t.shape) for t in self.types_of(const).values())
 
     def weights(self, const: Const, code: Callable[[np.ndarray], Coded], *, made_by: str) -> dict[str, Weight]:
         """The operands, computed by `code` from the weight when they are asked for.

@@ -56,18 +56,11 @@ def quantize_in_order(module: Module, sites: Mapping[Const, Scheme], ctx: Contex
         how: dict[int, Feedback] = {}
         for const in consts:
             users = [reader for reader in readers if reader.w is const]
-            n, k = const.type.shape
-            made = journal.read(const.name, sites[const].types((n, k)))
+            made = journal.read(const.name, sites[const].types_of(const))
             resumed += made is not None
             if made is None:
                 moments = moments or gather(x, readers, track, original, twins)
-                try:
-                    made = _coded(const, users[0], sites[const], moments, how)
-                except IRError as error:
-                    raise PassError(error.message, where=f"@{const.name}", hint=error.hint) from None
-                if not made[1]["lost"] < 1:
-                    raise PassError(f"the codes lose {made[1]['lost']:.3g} of what it computes", where=f"@{const.name}",
-                                    hint="take a format of more bits, or skip it")
+                made = _made(const, users[0], sites[const], moments, how)
                 journal.write(const.name, *made)
             parts, facts = made
             lost[const.name] = facts["lost"]
@@ -98,12 +91,24 @@ def by_input(func: Func, consts: Collection[Const]) -> dict[Value, list[Linear]]
     return found
 
 
-def _coded(const: Const, linear: Linear, scheme: Scheme, moments: Moments,
-           how: dict[int, Feedback]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _made(const: Const, linear: Linear, scheme: Scheme, moments: Moments,
+          how: dict[int, Feedback]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The codes of a weight with their scales, the part of what it computes that they lose, and its inputs that are always zero.
 
-    how: feedback by size of groups.
+    how: feedback by size of groups. Raises PassError where there is no such.
     """
+    try:
+        parts, facts = _coded(const, linear, scheme, moments, how)
+    except IRError as error:
+        raise PassError(error.message, where=f"@{const.name}", hint=error.hint) from None
+    if not facts["lost"] < 1:
+        raise PassError(f"the codes lose {facts['lost']:.3g} of what it computes", where=f"@{const.name}",
+                        hint="take a format of more bits, or skip it")
+    return parts, facts
+
+
+def _coded(const: Const, linear: Linear, scheme: Scheme, moments: Moments,
+           how: dict[int, Feedback]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     w = const.weight.materialize().astype(np.float32)
     group = scheme.width(w.shape[1])
     if group not in how:

@@ -42,6 +42,20 @@ def coded(fmt: Format, w: np.ndarray, group: int, *, symmetric: bool) -> Coded:
 
 
 @formats
+def test_nearest_values_are_those_of_the_nearest_codes(fmt: Format) -> None:
+    @settings(max_examples=25)
+    @given(cases(fmt), st.sampled_from([1.0, 0.7]))
+    def check(case: tuple[np.ndarray, int, bool], ratio: float) -> None:
+        w, group, symmetric = case
+        g = grouped(w, group)
+        step, zero = fmt.parameters(g, symmetric=symmetric, tensor_scale=fmt.tensor_scale(w), ratio=ratio)
+        each = step[..., None], None if zero is None else zero[..., None]
+        np.testing.assert_array_equal(fmt.nearest_values(g, *each), fmt.decode(fmt.encode(g, *each), *each))
+
+    check()
+
+
+@formats
 def test_an_element_is_as_near_as_the_format_promises(fmt: Format) -> None:
     @settings(max_examples=40)
     @given(cases(fmt))

@@ -10,10 +10,11 @@ from ingot.ir.copy import copied, copy_module
 from ingot.ir.formats import FORMATS, Format, format_named
 from ingot.ir.interpret import run
 from ingot.ir.module import Module
+from ingot.ir.ops.matmul import Linear
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.weights import ArrayWeight
 from ingot.passes.base import Context
-from ingot.passes.calibration.moments import Moments, gather
+from ingot.passes.calibration.moments import Moments, added_to, gather
 from ingot.passes.calibration.track import Track
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
 from ingot.passes.quantization import rtn
@@ -119,15 +120,19 @@ def test_what_is_not_finite_is_refused() -> None:
 
 
 def test_compensation_is_the_least_squares_weight() -> None:
-    """Without a ridge, T x is as near to W x' + r' - r as any linear map of x."""
+    """Without a ridge, T x is as near to W x' + r' - r as any linear map of x; without a residual sum, to W x'."""
     rng = np.random.default_rng(0)
     original = correlated(12)
     x = original + 0.3 * rng.normal(size=original.shape).astype(np.float32)
     w, missing = weight(5, 12), rng.normal(size=(512, 5)).astype(np.float32)
     linear = next(op for op in Decoder().module().ops if op.name == "linear")
-    made = Moments(moments(x), (original - x).T @ x / len(x), {linear: missing.T @ x / len(x)})  # type: ignore[dict-item]
+    lack = ((original - x) @ w.T + missing).T @ x / len(x)
+    made = Moments(moments(x), None, {linear: lack})  # type: ignore[dict-item]
     wanted = np.linalg.lstsq(x, original @ w.T + missing, rcond=None)[0].T
     np.testing.assert_allclose(made.target(linear, w, ridge=0.0), wanted, atol=1e-4)  # type: ignore[arg-type]
+    alone = Moments(moments(x), (original - x).T @ x / len(x), {})
+    wanted = np.linalg.lstsq(x, original @ w.T, rcond=None)[0].T
+    np.testing.assert_allclose(alone.target(linear, w, ridge=0.0), wanted, atol=1e-4)  # type: ignore[arg-type]
     near, far = (np.abs(made.target(linear, w, ridge=r) - w).max() for r in (100.0, 0.1))  # type: ignore[arg-type]
     assert near < 0.05 < far
 
@@ -164,12 +169,32 @@ def test_moments_are_means_over_all_tokens() -> None:
         assert stop is not None
         track.advance(stop)
     made = gather(linear.x, [linear], *tracks, twins)  # type: ignore[attr-defined]
-    x, wanted = (np.concatenate([np.asarray(track.rows(value, batch)) for batch in range(len(CALIBRATION))])
+    x, wanted = (np.concatenate([np.asarray(track.rows(value, batch)) for batch in range(len(track.live))])
                  for track, value in zip(tracks, (linear.x, twins[linear.x]), strict=True))  # type: ignore[attr-defined]
     assert made.drift is not None
     np.testing.assert_allclose(made.second, x.T @ x / len(x), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(made.drift, (wanted - x).T @ x / len(x), rtol=1e-3, atol=1e-5)
     assert np.abs(made.drift).max() > 0.01
+
+
+def test_what_the_residual_sum_lacks() -> None:
+    """(w (x' - x) + r' - r) x^T of a linear whose result is added to r."""
+    module = decoder()
+    original, twins = copied(module)
+    embed = original.consts["embed"]
+    original.set_weight(embed, ArrayWeight(embed.weight.materialize() + np.float32(0.5)))
+    linear, other = next((op, added_to(op)) for op in module.ops if isinstance(op, Linear) and added_to(op))
+    assert other is not None
+    tracks = Track(module, CALIBRATION), Track(original, CALIBRATION)
+    for track, stop in zip(tracks, (linear, twins[linear.result].op), strict=True):
+        assert stop is not None
+        track.advance(stop)
+    made = gather(linear.x, [linear], *tracks, twins)
+    x, r = (np.asarray(tracks[0].rows(value, 0)) for value in (linear.x, other))
+    x_wanted, r_wanted = (np.asarray(tracks[1].rows(twins[value], 0)) for value in (linear.x, other))
+    w = linear.w.weight.materialize()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(made.lack[linear], ((x_wanted - x) @ w.T + r_wanted - r).T @ x / len(x), rtol=1e-3, atol=1e-5)
+    assert made.drift is None
 
 
 @pytest.mark.parametrize("changes", [{}, {"qkv": "fused", "mlp_fused": True, "norm": "layer", "norm_bias": True,

@@ -1,6 +1,6 @@
 """Runs the quantising rivals, each in its own environment (setup.sh), one after the other.
 
-    python benchmarks/rivals/quality/run.py ENVIRONMENTS MODEL CALIB.npz OUT [--only TEXT]
+    python benchmarks/rivals/quality/run.py ENVIRONMENTS MODEL CALIB.npz OUT [--only TEXT] [--chunks 32]
 
 OUT gets a folder for each row, `TOOL ROW`, with float weights and record.json; what a rival cannot do here is kept as its
 error. `benchmarks/quality.py --rivals OUT` measures them all.
@@ -27,6 +27,7 @@ def main() -> None:
     for name in ("environments", "model", "calib", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--only", default="", help="rows whose names contain this")
+    parser.add_argument("--chunks", default="32", help="calibration chunks of 1,024 tokens")
     args = parser.parse_args()
     here = Path(__file__).parent
     for tool, rows in ROWS.items():
@@ -37,7 +38,8 @@ def main() -> None:
             script = here / (f"{tool}.py" if (here / f"{tool}.py").exists() else f"{tool}_.py")
             # The environment is named by its python, which must not be followed to the one it links to.
             python = args.environments.absolute() / tool / "bin/python"
-            done = subprocess.run([python, script, args.model, args.calib, out, "--row", row], capture_output=True, text=True)
+            command = [python, script, args.model, args.calib, out, "--row", row, "--chunks", args.chunks]
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 out.mkdir(parents=True, exist_ok=True)
                 error = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit {done.returncode}")
