@@ -16,7 +16,6 @@ from ingot.errors import IRError
 from ingot.ir.formats import Coded, Format, Scales
 from ingot.passes.quantization import rtn
 
-
 _BLOCK = 32
 """Columns whose errors reach those behind them one by one; those of a whole block go on together."""
 

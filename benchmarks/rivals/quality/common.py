@@ -42,7 +42,8 @@ def run(rows: Mapping[str, Callable[[str, torch.Tensor], Quantised]]) -> None:
     ids = calibration(args.calib, args.chunks)
     start, busy = time.perf_counter(), time.process_time()
     weights = rows[args.row](args.model, ids)
-    record = {"calibration_tokens": ids.numel(), "seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy,
+    record = {"calibration_tokens": ids.numel(), "seconds": time.perf_counter() - start,
+              "cpu_seconds": time.process_time() - busy,
               "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     model = float_model(args.model)
     with torch.no_grad():
