@@ -15,13 +15,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
 if TYPE_CHECKING:
-    from ingot.backends.torch.executor import Executor
     from ingot.ir.module import Module
 
 PIPELINES = {
@@ -33,7 +32,7 @@ PIPELINES = {
     "int4 g128 awq": "awq{format=int4 group=128},quantize{format=int4 group=128 clip=mse OPTIONS}",
     "int4 g128 gptq": "quantize{format=int4 group=128 method=gptq OPTIONS}",
     "int4 g128 symmetric gptq": "quantize{format=int4 group=128 symmetric method=gptq OPTIONS}",
-    "int4 g128 budget gptq": "quantize{budget=4.28 group=128 method=gptq OPTIONS}",
+    "int4 g128 budget gptq": "quantize{budget=4.39 group=128 method=gptq OPTIONS}",
     "int4 g128 rotate gptq": "rotate,quantize{format=int4 group=128 method=gptq OPTIONS}",
     "int4 g32 rtn": "quantize{format=int4 group=32 OPTIONS}",
     "int4 g32 gptq": "quantize{format=int4 group=32 method=gptq OPTIONS}",
@@ -47,12 +46,12 @@ PIPELINES = {
     "mxfp4 rtn": "quantize{format=mxfp4 OPTIONS}",
     "mxfp4 gptq": "quantize{format=mxfp4 method=gptq OPTIONS}",
     "mxfp4 rotate gptq": "rotate,quantize{format=mxfp4 method=gptq OPTIONS}",
-    "w8a8": "quantize{format=int8 group=0 symmetric OPTIONS}",
-    "w8a8 smooth": "smooth,quantize{format=int8 group=0 symmetric OPTIONS}",
+    "w8a8": "quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs",
+    "w8a8 smooth": "smooth,quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs",
+    "w8a8 static": "quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs{scale=tensor}",
+    "w8a8 static smooth": "smooth,quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs{scale=tensor}",
     "kv cache int8": "insert-kv-cache{dtype=int8}",
 }
-ROUNDED_INPUTS = ("w8a8", "w8a8 smooth")
-"""Rows whose linears also read rounded numbers, as the graph of an artifact for many rows does: 8 bits, a step per token."""
 OPTIONS = "lm-head=none"
 """The output projection stays as it is everywhere, so that the rows compare what is rounded in the layers."""
 
@@ -65,9 +64,9 @@ def in_turn(path: Path, count: int | None) -> np.ndarray:
     return np.stack([d[i] for i in range(max(map(len, domains))) for d in domains if i < len(d)][:count])
 
 
-def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.ndarray, context: int, *,
-             rounded_inputs: bool = False) -> dict[str, object]:
+def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.ndarray, context: int) -> dict[str, object]:
     """One pipeline: perplexity, seconds of the pipeline, peak bytes up to its end, and the last receipt's details."""
+    from ingot.backends.torch.executor import Executor
     from ingot.compiler import load
     from ingot.passes.base import Context
     from ingot.passes.pipeline import parse_pipeline, run_pipeline
@@ -82,27 +81,11 @@ def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.
     parts = [c.weight.materialize().size for c in module.consts.values()]
     busy = time.process_time() - busy
     seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    executor = executor_of(module, rounded_inputs=rounded_inputs)
+    executor = Executor(module, keep=True)
     found = perplexity(lambda ids: executor.run(inputs(module, ids))[0].numpy(), text)
     return {"pipeline": pipeline, "perplexity": found.perplexity, "interval95": found.interval, "tokens": text.size,
             "seconds": seconds, "cpu_seconds": busy, "peak_bytes": peak, "weights": len(parts),
             "calibration_tokens": calibration.size if receipts else 0, "details": receipts[-1].details if receipts else {}}
-
-
-def executor_of(module: "Module", *, rounded_inputs: bool) -> "Executor":
-    """Runs a module; rounded_inputs: what linears on quantised weights read is rounded to 8 bits, with a step per token."""
-    from ingot.backends.torch.executor import Executor
-    from ingot.ir.ops.matmul import Linear
-    from ingot.ir.ops.quant import Dequantize
-
-    class Rounding(Executor):
-        def _evaluate(self, op: Any, inputs: tuple[Any, ...], env: Any) -> list[Any]:
-            if isinstance(op, Linear) and isinstance(op.w.op, Dequantize):
-                step = inputs[0].abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
-                inputs = ((inputs[0] / step).round() * step, *inputs[1:])
-            return super()._evaluate(op, inputs, env)
-
-    return (Rounding if rounded_inputs else Executor)(module, keep=True)
 
 
 def inputs(module: "Module", ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -132,7 +115,7 @@ def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: in
         chunks = merged(load_chunks(text))[::every]
         where = checkpoint if worker in PIPELINES else Path(worker)
         print(json.dumps(measured(where, PIPELINES.get(worker, "").replace("OPTIONS", OPTIONS), chunks,
-                                  in_turn(calib, calib_chunks), context, rounded_inputs=worker in ROUNDED_INPUTS)))
+                                  in_turn(calib, calib_chunks), context)))
         return
     records = json.loads(out.read_text()) if out is not None and out.exists() else {}
     theirs = {folder.name: folder for folder in sorted(rivals.iterdir())} if rivals is not None else {}

@@ -14,6 +14,7 @@ import ingot.passes.lora.merge_lora
 import ingot.passes.pruning.prune
 import ingot.passes.quantization.awq
 import ingot.passes.quantization.quantize
+import ingot.passes.quantization.quantize_inputs
 import ingot.passes.quantization.smooth
 import ingot.passes.recognition.recognize
 import ingot.passes.rotation.rotate  # noqa: F401

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ingot.backends.onnx.dtypes import onnx_dtype
 from ingot.backends.onnx.registry import CONTRIB_DOMAIN, Decline, rule
-from ingot.ir.cache_coding import cached
+from ingot.ir.int8_coding import cached
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.layout import Reshape, Split, Transpose
 from ingot.ir.ops.rope import Rope

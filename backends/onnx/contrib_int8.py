@@ -3,7 +3,7 @@
 4-bit kernels win while one row is multiplied; from a handful of rows on, int8 x int8 products are several times as fast.
 So an artifact may carry a second graph, for prefill and for batches, whose weights file is made from the artifact's own when
 that graph is first loaded: the artifact stays as small. Activations are quantised per row (a scale for a whole tensor would
-let one outlier cost every row its precision), weights per output channel.
+let one outlier cost every row its precision) unless they are rounded by a step of their own; weights per output channel.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from ingot.backends.onnx.contrib_quant import kernel_bits
 from ingot.backends.onnx.made_at_load import Int8Rows
 from ingot.backends.onnx.registry import CONTRIB_DOMAIN, Decline, rule
 from ingot.ir.formats import format_named
+from ingot.ir.int8_coding import rounded
 from ingot.ir.ops.matmul import Linear
+from ingot.ir.ops.pointwise import Mul
+from ingot.ir.pattern import NoMatch
 from ingot.ir.types import TensorType, f32, i8, u8
+from ingot.ir.value import Const, Value
 
 if TYPE_CHECKING:
     from ingot.backends.onnx.lowering import Lowering
@@ -37,10 +41,35 @@ def linear(op: Linear, lo: Lowering) -> str:
     source = floats(lo, decode)
     w = lo.stored((decode, "int8"), f"{name}.int8", lambda: Int8Rows(TensorType(i8, (k, n)), source))
     w_scale = lo.stored((decode, "int8 scale"), f"{name}.int8_scale", lambda: Int8Rows(TensorType(f32, (n,)), source))
-    x = lo(op.x)
-    step, middle = lo.const(1 / 127, f32), lo.const(128, u8)
+    given, own = _rounded(op.x)
+    x, middle = lo(given), lo.const(128, u8)
+    if own is not None:
+        step = lo.emit("Squeeze", lo.weight(own)) if own.type.rank else lo.weight(own)
+        coded = lo.emit("QuantizeLinear", x, step, middle)
+        y = lo.emit("MatMulIntegerToFloat", coded, w, step, w_scale, middle, domain=CONTRIB_DOMAIN)
+        return y if op.bias is None else lo.emit("Add", y, lo(op.bias))
+    step = lo.const(1 / 127, f32)
     # A row of zeros divides to NaN, codes to some number, and is multiplied by zero again.
     peak = lo.emit("ReduceMax", lo.emit("Abs", x), lo.const([-1]), keepdims=1)
     coded = lo.emit("QuantizeLinear", lo.emit("Div", x, peak), step, middle, domain=CONTRIB_DOMAIN)
     y = lo.emit("Mul", lo.emit("MatMulIntegerToFloat", coded, w, step, w_scale, middle, domain=CONTRIB_DOMAIN), peak)
     return y if op.bias is None else lo.emit("Add", y, lo(op.bias))
+
+
+@rule(Mul, contrib=True)
+def coded_and_read(op: Mul, lo: Lowering) -> str:
+    """A value rounded by one step, in two nodes."""
+    x, step = _rounded(op.result)
+    if step is None or op.result.type.dtype != f32:
+        raise Decline("not rounded by one step")
+    one = lo.emit("Squeeze", lo.weight(step)) if step.type.rank else lo.weight(step)
+    middle = lo.const(128, u8)
+    return lo.emit("DequantizeLinear", lo.emit("QuantizeLinear", lo(x), one, middle), one, middle)
+
+
+def _rounded(value: Value) -> tuple[Value, Const | None]:
+    """`rounded`; the value itself where it is not."""
+    try:
+        return rounded(value)
+    except NoMatch:
+        return value, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ingot.ir.cache_coding import cached
+from ingot.ir.int8_coding import cached
 from ingot.ir.module import Module
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.pattern import NoMatch

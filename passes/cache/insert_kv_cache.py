@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from ingot.errors import IRError, PassError
-from ingot.ir.cache_coding import decode, encode
 from ingot.ir.dims import sym
+from ingot.ir.int8_coding import decode, encode
 from ingot.ir.module import Builder, Func, Module
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.creation import Arange

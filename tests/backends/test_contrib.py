@@ -13,6 +13,7 @@ from ingot.ir.interpret import run as run_reference
 from ingot.ir.module import Module
 from ingot.ir.text import parse_module
 from ingot.ir.weights import ArrayWeight
+from ingot.passes.base import Context
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
 from ingot.runtime.ort import Graph
 from ingot.runtime.prefill import prefill_weights
@@ -163,6 +164,24 @@ def test_packed_weights(options: str, tmp_path: Path) -> None:
     expected = run_reference(module, [ids])[0]
     np.testing.assert_allclose(run_onnx(module, [ids])[0], expected, atol=0.03 * np.abs(expected).max())
     assert op_types(module, tmp_path).count("MatMulNBits") == (2 if "lm-head=none" in options else 3)
+
+
+@pytest.mark.parametrize("scale", ["token", "tensor"])
+def test_quantised_inputs(scale: str, tmp_path: Path) -> None:
+    """In the graph for many rows, products of integers; one step for all needs no look at the rows."""
+    module = head("format=int8 group=0 symmetric embedding=false")
+    ids = np.random.default_rng(5).integers(0, 300, (2, 9))
+    run_pipeline(module, parse_pipeline(f"quantize-inputs{{scale={scale}}}"), Context(calibration=[ids]))
+    expected = run_reference(module, [ids])[0]
+    np.testing.assert_allclose(run_onnx(module, [ids])[0], expected, atol=0.01 * np.abs(expected).max())
+    written = write(module, tmp_path, prefill=module)
+    assert written.prefill is not None
+    kinds = [n.op_type for n in onnx.load(written.prefill, load_external_data=False).graph.node]
+    assert (kinds.count("MatMulIntegerToFloat"), kinds.count("ReduceMax")) == (3, 3 if scale == "token" else 0)
+    assert not {"Clip", "Round", "Cast"} & set(kinds)
+    with prefill_weights(written.prefill_weights, written.weights) as folder:
+        found = Graph(written.prefill, weights=folder).run({"ids": ids})[0]
+    np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("options", ["format=int4 group=32", "format=int4 group=32 symmetric", "format=int8 group=64"])

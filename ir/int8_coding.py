@@ -1,15 +1,20 @@
-"""How keys and values are coded in an int8 cache: `round(x / step)` clamped to a byte, and `code * step` when read."""
+"""How values are coded in int8, in a cache or in front of a linear: `round(x / step)` clamped to a byte, `code * step` when read.
+"""
 
 from __future__ import annotations
 
 from ingot.ir.module import Builder
 from ingot.ir.ops.attention import CacheWrite
-from ingot.ir.ops.pointwise import Cast, Clamp, Div, Mul, Round
-from ingot.ir.pattern import NoMatch, P, V, match
+from ingot.ir.ops.creation import Scalar
+from ingot.ir.ops.pointwise import Abs, Cast, Clamp, Div, Mul, Round
+from ingot.ir.ops.reduce import Max
+from ingot.ir.pattern import NoMatch, P, S, V, match
 from ingot.ir.types import DType, i8
 from ingot.ir.value import Const, Value
 
 _CODES = P(Cast, P(Clamp, P(Round, P(Div, V("x"), V("step"))), least=-128.0, greatest=127.0))
+
+_TOKEN_STEP = P(Mul, P(Clamp, P(Max, P(Abs, V("x"))), least=1e-30), S())
 
 
 def encode(b: Builder, x: Value, step: Value) -> Value:
@@ -20,6 +25,31 @@ def encode(b: Builder, x: Value, step: Value) -> Value:
 def decode(b: Builder, codes: Value, step: Value, dtype: DType) -> Value:
     """The floats that codes stand for."""
     return b(Mul(b(Cast(codes, dtype)), step))
+
+
+def token_step(b: Builder, x: Value) -> Value:
+    """The step, [..., 1], by which the greatest magnitude in the last axis of x becomes 127."""
+    peak = b(Max(b(Abs(x)), axis=(-1,), keep=True))
+    return b(Mul(b(Clamp(peak, 1e-30)), b(Scalar(1 / 127, x.type.dtype))))
+
+
+def rounded(value: Value) -> tuple[Value, Const | None]:
+    """What was coded in int8 and is read again as `value`, and the step of its codes; None for that of `token_step`.
+
+    Raises NoMatch where it is coded in another way.
+    """
+    read = value.op
+    if not isinstance(read, Mul) or not isinstance(read.x.op, Cast) or read.x.op.x.op is None or read.x.type.dtype == i8:
+        raise NoMatch("not read from int8 codes", value)
+    code = match(_CODES, read.x.op.x.op)
+    x, step = code["x"], code["step"]
+    if step is not read.y:
+        raise NoMatch("read with another step than it is coded with", value)
+    if isinstance(step, Const) and step.type.rank <= 1:
+        return x, step
+    if step.op is None or match(_TOKEN_STEP, step.op)["x"] is not x or step.type.dims != (*x.type.dims[:-1], 1):
+        raise NoMatch("neither one step for all nor one for each token", value)
+    return x, None
 
 
 def cached(value: Value) -> tuple[CacheWrite, Value, Const | None]:
