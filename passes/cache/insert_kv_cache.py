@@ -23,8 +23,6 @@ from ingot.passes.calibration.calibrate import peaks
 
 HEADROOM = 1.125
 """Room above the peaks seen on calibration text, so that other text does not clip."""
-SIMILAR = 8.0
-"""The greatest peak of a feature, in medians, up to which one scale serves them all."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,8 @@ class InsertKvCache(Pass):
     not_after = {"cached": "the model has a KV cache already"}  # noqa: RUF012
 
     dtype: str = option("float", doc="elements of the cache: the model's own, or int8", choices=("float", "int8"))
-    scale: str = option("auto", doc="scales of an int8 cache: one for all of a layer's keys or values (the fastest), one per "
-                                    "head and feature, or the first where the features are of similar size",
-                        choices=("auto", "tensor", "channel"))
+    scale: str = option("channel", doc="scales of an int8 cache: one per head and feature, or tensor: one for all of a layer's "
+                                       "keys or values", choices=("channel", "tensor"))
 
     def requires(self) -> tuple[str, ...]:
         """int8 takes its scales from the keys and values of calibration text."""
@@ -74,12 +71,10 @@ class InsertKvCache(Pass):
         found = peaks(module, watched, ctx, keep=(1, 3))
         scales: dict[Value, np.ndarray] = {}
         for value, peak in found.items():
-            similar = peak.max() <= SIMILAR * np.median(peak)
-            if self.scale == "tensor" or (self.scale == "auto" and similar):
+            if self.scale == "tensor":
                 peak = peak.max().reshape(1)
             scales[value] = (np.maximum(peak, 1e-6) * (HEADROOM / 127)).astype(np.float32)
-        ctx.details["scales"] = {kind: sum((s.size == 1) == (kind == "tensor") for s in scales.values())
-                                 for kind in ("tensor", "channel")}
+        ctx.details["scales"] = int(sum(s.size for s in scales.values()))
         return scales
 
 
