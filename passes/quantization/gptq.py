@@ -26,13 +26,15 @@ class Feedback:
 
     moments: f32[k, k], damped. group: consecutive columns that share a step. groups: the columns of each, the most important
     first. pull: f32[k, k] in the order of `groups`, strictly lower triangular: row j is R_ij / R_jj for the columns i before.
-    dead: how many inputs are always zero.
+    left: f32[k], the part of each column's squared error, R_jj^2 / H_jj, that other columns cannot make good. dead: how many
+    inputs are always zero.
     """
 
     moments: np.ndarray
     group: int
     groups: tuple[np.ndarray, ...]
     pull: np.ndarray
+    left: np.ndarray
     dead: int
 
     @property
@@ -62,7 +64,9 @@ def feedback(moments: np.ndarray, *, group: int, damping: float = 0.01) -> Feedb
     # The upper triangular factor is the Cholesky factor of the matrix turned by half a turn, turned back.
     root = np.linalg.cholesky(damped[np.ix_(order[::-1], order[::-1])])[::-1, ::-1]
     pull = np.tril((root / root.diagonal()).T, -1)
-    return Feedback(damped.astype(np.float32), group, groups, pull.astype(np.float32), int(dead.sum()))
+    left = np.empty(k, np.float32)
+    left[order] = np.square(root.diagonal()) / damped.diagonal()[order]
+    return Feedback(damped.astype(np.float32), group, groups, pull.astype(np.float32), left, int(dead.sum()))
 
 
 def gptq(w: np.ndarray, fmt: Format, how: Feedback, *, symmetric: bool = False, scales: Scales | None = None) -> Coded:

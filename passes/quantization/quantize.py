@@ -106,7 +106,7 @@ class Quantize(Pass):
 
         Embeddings and an output projection with a format of its own keep theirs, as do weights that nothing is known about.
         """
-        known = sensitivities(module, sites, ctx)
+        known = sensitivities(module, sites, ctx, fitted=self.method == "gptq")
         choices: dict[Const, list[Choice[Scheme]]] = {}
         for const, usual in sites.items():
             fixed = usual.per_tensor or usual.format.name != self.format or self._looked_up(const)

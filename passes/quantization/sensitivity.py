@@ -14,6 +14,7 @@ from ingot.ir.value import Const, Value
 from ingot.passes.base import Context
 from ingot.passes.calibration.calibrate import inputs_for
 from ingot.passes.quantization import rtn
+from ingot.passes.quantization.gptq import feedback
 from ingot.passes.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ class Sensitivity:
         return 0.5 * float(error @ self.rows[at]) * float(self.rows.sum()) / seen if seen else 0.0
 
 
-def sensitivities(module: Module, consts: Collection[Const], ctx: Context) -> dict[Const, Sensitivity]:
+def sensitivities(module: Module, consts: Collection[Const], ctx: Context, *, fitted: bool = False) -> dict[Const, Sensitivity]:
     """The sensitivity of weights that linears of the main func read; its first result is taken for logits.
+
+    fitted: that which is left where codes are chosen by `gptq`, so that columns make good what others lose.
 
     Next tokens are drawn from the model's own predictions, so that the squared gradients of their log-probability are the
     Fisher information, which is the curvature of the divergence from these predictions (Martens, arXiv 1412.1193, sections 5
@@ -61,6 +64,7 @@ def sensitivities(module: Module, consts: Collection[Const], ctx: Context) -> di
     sums = {op.w: _Sums() for op in watched.values()}
     inputs = {op.x for op in watched.values()}
     values: dict[Value, torch.Tensor] = {}
+    moments: dict[Value, torch.Tensor] = {}
 
     def observe(value: Value, tensor: torch.Tensor) -> None:
         if value in watched:
@@ -84,8 +88,13 @@ def sensitivities(module: Module, consts: Collection[Const], ctx: Context) -> di
             gradient = values[result].grad
             if gradient is not None:
                 sums[op.w].add(values[op.x].detach().flatten(0, -2), gradient.flatten(0, -2))
+        if fitted:
+            for x in inputs:
+                rows = values[x].detach().flatten(0, -2).float()
+                moments[x] = torch.addmm(moments[x], rows.T, rows) if x in moments else rows.T @ rows
         values.clear()
-    return {const: total.sensitivity(const) for const, total in sums.items() if isinstance(const, Const)}
+    left = {x: feedback(second.numpy(), group=second.shape[0]).left for x, second in moments.items()}
+    return {op.w: sums[op.w].sensitivity(op.w, left.get(op.x)) for op in watched.values() if isinstance(op.w, Const)}
 
 
 class _Sums:
@@ -104,7 +113,8 @@ class _Sums:
         self.columns = self.columns + (outer.sum(1) @ inner).numpy()
         self.total += float(inner.sum(1) @ outer.sum(1))
 
-    def sensitivity(self, const: Const) -> Sensitivity:
+    def sensitivity(self, const: Const, left: np.ndarray | None) -> Sensitivity:
         n, k = const.type.shape
         scale = 1 / (self.total * max(self.tokens, 1)) if self.total else 0.0
-        return Sensitivity(np.broadcast_to(self.rows, n), np.broadcast_to(self.columns, k) * scale)
+        columns = np.broadcast_to(self.columns, k) * scale
+        return Sensitivity(np.broadcast_to(self.rows, n), columns if left is None else columns * left)

@@ -108,6 +108,16 @@ def test_inputs_that_are_always_zero() -> None:
     assert feedback(np.zeros((8, 8), np.float32), group=4).dead == 8
 
 
+def test_the_part_that_is_left() -> None:
+    """All of it without correlation; none of the squared error of a column that another repeats, but of one of the two."""
+    np.testing.assert_allclose(feedback(np.diag(np.arange(1, 9, dtype=np.float32)), group=4).left, 1, rtol=1e-6)
+    x = correlated(16)[:, :8]
+    left = feedback(moments(np.concatenate([x, x], 1)), group=16, damping=1e-6).left
+    alone = feedback(moments(x), group=8, damping=1e-6).left
+    assert (np.minimum(left[:8], left[8:]) < 1e-3).all()
+    np.testing.assert_allclose(np.maximum(left[:8], left[8:]).prod(), alone.prod(), rtol=0.01)
+
+
 def test_what_is_not_finite_is_refused() -> None:
     second = moments(correlated(80))
     second[3, 3] = np.inf
