@@ -1,13 +1,15 @@
 """Generated kernels on the GPU at hand: right, how fast, and how fast beside torch.compile.
 
-    python benchmarks/gpu.py --stage kernels|decode|prefill|compare [--model NAME ...] [--tune]
+    python benchmarks/gpu.py --stage check|kernels|decode|prefill|compare [--model NAME ...] [--weights FORMAT ...] [--tune]
     python benchmarks/gpu.py --dry-run
 
-kernels: every op on the device against the float64 reference, then bytes and operations per second of each kernel of
-Llama-3.2-1B-, Llama-3.1-8B- and SmolLM2-135M-shaped decoders (random weights) beside a copy and a large product on the
-same card. decode: tokens per second at batch 1, 8 and 64, bf16 and 4-bit weights. prefill: prompts of 512 and 4,096 tokens.
-compare: transformers under torch.compile in the same run. Every stage adds to results/<card>.json and prints a table; one
-stage of one model takes a few minutes, most of it Triton's compiling. --dry-run does all stages on the CPU with tiny shapes.
+check: every op on the device against the float64 reference, and a small decoder in every format. The others have decoders of
+the shapes of Llama-3.2-1B, Llama-3.1-8B and SmolLM2-135M with random weights. kernels: bytes and operations per second of each
+kernel beside a copy and a large product on the same card, and of attention after 32k positions. decode: tokens per second at
+batch 1, 8 and 64. prefill: prompts of 512 and 4,096 tokens. compare: transformers under torch.compile in the same run. Every
+record goes to results/<card>.json as soon as it is there. Kernels are compiled by all processors at once before a stage starts
+them; a stage of one model takes a few minutes, compare the longest, most of it torch.compile's. --dry-run does all stages on
+the CPU with tiny shapes.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import json
 import os
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import click
 
@@ -28,15 +32,16 @@ HERE = Path(__file__).parent
 
 
 @click.command()
-@click.option("--stage", "stages", multiple=True, type=click.Choice(["kernels", "decode", "prefill", "compare"]),
+@click.option("--stage", "stages", multiple=True, type=click.Choice(["check", "kernels", "decode", "prefill", "compare"]),
               help="May be given several times [default: all].")
 @click.option("--model", "models", multiple=True, help="smollm2-135m, llama-3.2-1b, llama-3.1-8b [default: all].")
+@click.option("--weights", multiple=True, help="bf16, or a format of codes [default: bf16, int4, nvfp4, fp8-e4m3].")
 @click.option("--batch", "batches", multiple=True, type=int, help="Sequences decoded together [default: 1, 8, 64].")
 @click.option("--tune", is_flag=True, help="Measure the choices of every kernel first; the table is kept beside the results.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="[default: results/<card>.json; none in a dry run]")
 @click.option("--dry-run", is_flag=True, help="Tiny shapes on the CPU, kernels interpreted: does every line run?")
-def main(stages: tuple[str, ...], models: tuple[str, ...], batches: tuple[int, ...], tune: bool, out: Path | None,
-         dry_run: bool) -> None:
+def main(stages: tuple[str, ...], models: tuple[str, ...], weights: tuple[str, ...], batches: tuple[int, ...], tune: bool,
+         out: Path | None, dry_run: bool) -> None:
     """Measure ingot's Triton kernels on this machine's GPU."""
     if dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which is below
@@ -45,6 +50,7 @@ def main(stages: tuple[str, ...], models: tuple[str, ...], batches: tuple[int, .
     from gpu.models import SHAPES, TINY, Shape
     from gpu.stages import STAGES, Bench
 
+    from ingot.backends.triton import attention
     from ingot.backends.triton.interpreter import repaired
     from ingot.backends.triton.tuning import Tuner
 
@@ -59,23 +65,30 @@ def main(stages: tuple[str, ...], models: tuple[str, ...], batches: tuple[int, .
     table = HERE / "results" / f"{slug}.tuning.json"
     clock = Clock(torch.device("cpu" if dry_run else "cuda"))
     tuner = Tuner.load(table, slug) if table.exists() else Tuner(chip=slug)
-    with repaired() if dry_run else torch.inference_mode():
+    with ExitStack() as stack:
+        if dry_run:
+            stack.enter_context(repaired())
+            # Interpreted programs run one after the other.
+            stack.enter_context(patch.object(attention, "SPLITS", ((256, 2),)))
+        else:
+            stack.enter_context(torch.inference_mode())
         bench = Bench(clock=clock, ceilings=ceilings(clock, tiny=dry_run), shapes=shapes, tuner=tuner, tune=tune, tiny=dry_run,
+                      weights=list(weights or ("bf16", "int4", "nvfp4", "fp8-e4m3")), processes=os.cpu_count() or 1,
                       batches=list(batches or ((1, 2) if dry_run else (1, 8, 64))))
         most = bench.ceilings
         click.echo(f"{card}: copy {most.bandwidth / 1e9:,.0f} GB/s, bf16 product {most.flops / 1e12:,.1f} TFLOP/s")
         wrong = 0
+        path = out or (None if dry_run else HERE / "results" / f"{slug}.json")
         for stage in stages or STAGES:
-            records = []
+            records: list[Record] = []
             for record in STAGES[stage](bench):
                 records.append(record)
                 wrong += record.get("ok") is False
                 click.echo(line(record))
-            path = out or (None if dry_run else HERE / "results" / f"{slug}.json")
-            if path is not None:
-                keep(path, card, bench.ceilings, stage, records)
-    if tune and not dry_run:
-        tuner.save(table)
+                if path is not None:
+                    keep(path, card, bench.ceilings, records)
+                if tune and not dry_run:
+                    tuner.save(table)
     if wrong:
         click.echo(f"{wrong} checks failed", err=True)
         sys.exit(1)
@@ -96,14 +109,15 @@ def line(record: Record) -> str:
     return f"{record['stage']:8} " + "  ".join(words)
 
 
-def keep(path: Path, card: str, ceilings: Any, stage: str, records: list[Record]) -> None:
-    """Puts a stage's records into the file of a card in place of older ones of the same stage and models."""
+def keep(path: Path, card: str, ceilings: Any, records: list[Record]) -> None:
+    """Puts a stage's records into the file of a card in place of older ones of the same stage, model, weights and sizes."""
     import torch
     import triton
 
     data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"records": []}
-    measured = {r.get("model") for r in records}
-    older = [r for r in data["records"] if r["stage"] != stage or r.get("model") not in measured]
+    names = ("stage", "check", "model", "weights", "batch", "tokens", "context", "kernel")
+    measured = {tuple(r.get(name) for name in names) for r in records}
+    older = [r for r in data["records"] if tuple(r.get(name) for name in names) not in measured]
     data |= {"card": card, "torch": torch.__version__, "triton": triton.__version__, "records": older + records,
              "copy_bytes_per_second": ceilings.bandwidth, "matmul_flops_per_second": ceilings.flops}
     path.parent.mkdir(exist_ok=True)

@@ -1,29 +1,37 @@
 """Every kernel of well-known decoders, compiled ahead of time for chips that need not be there: does it fit?
 
-    python benchmarks/kernels.py [--model NAME ...] [--weights FORMAT ...] [--json FILE]
+    python benchmarks/kernels.py [--model NAME ...] [--weights FORMAT ...] [--chip N ...] [--json FILE] [--minutes N]
 
 A kernel fits when nothing spills out of its registers and a block has the shared memory it wants. Kernels of the same source
-are compiled once. Correctness stands in tests/backends/triton.
+are compiled once, also over several runs into the same file: a run that is stopped, or was given some minutes only, goes on
+where the last one ended. Correctness stands in tests/backends/triton.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from ingot.backends.triton.kernel import Kernel
+
 CHIPS = (80, 90, 100)
-WEIGHTS = ("bf16", "int4", "int8", "nf4", "fp8_e4m3", "mxfp4", "nvfp4")
+WEIGHTS = ("bf16", "int4", "int8", "nf4", "fp8-e4m3", "mxfp4", "nvfp4")
 
 
 @click.command()
 @click.option("--model", "models", multiple=True, help="smollm2-135m, llama-3.2-1b, llama-3.1-8b [default: all].")
 @click.option("--weights", multiple=True, help="bf16, or a format of codes [default: seven].")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Where the records go; those of other models are kept.")
-def main(models: tuple[str, ...], weights: tuple[str, ...], out: Path | None) -> None:
+@click.option("--chip", "chips", multiple=True, type=int, help="Compute capabilities [default: 80, 90, 100].")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Where the records go; earlier ones are kept.")
+@click.option("--minutes", type=float, default=float("inf"), help="Stop after so long.")
+def main(models: tuple[str, ...], weights: tuple[str, ...], chips: tuple[int, ...], out: Path | None, minutes: float) -> None:
     """Compile the kernels of decoders for three generations of chips."""
     import triton
     from gpu.models import SHAPES, Shape, decoder
@@ -31,29 +39,45 @@ def main(models: tuple[str, ...], weights: tuple[str, ...], out: Path | None) ->
     from ingot.backends.triton.aot import compiled
     from ingot.backends.triton.groups import partition
 
+    end = time.monotonic() + 60 * minutes
     data: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {}
-    seen: dict[tuple[str, int], Any] = {}
-    misfits = 0
+    if data.get("triton") != triton.__version__:
+        data = {"triton": triton.__version__, "kernels": {}, "decoders": {}}
+    known, misfits, left = data["kernels"], 0, 0
     for name in models or SHAPES:
         for kind in weights or WEIGHTS:
-            groups = partition(decoder(Shape(name, SHAPES[name]), weights=kind).main)
-            kernels = {k.source: k for g in groups for v in g.variants for k in v.kernels}
-            record: dict[str, Any] = {"groups": len(groups), "without": sorted({g.reason for g in groups if not g.variants}),
-                                      "kernels": len(kernels), "triton": triton.__version__, "misfits": []}
-            for source, kernel in kernels.items():
-                for chip in CHIPS:
-                    key = (source, chip)
-                    if key not in seen:
-                        seen[key] = compiled(kernel, chip)
-                    if not seen[key].fits:
-                        record["misfits"].append(str(seen[key]))
-            misfits += len(record["misfits"])
-            data[f"{name} {kind}"] = record
-            click.echo(f"{name:14} {kind:9} {len(groups):4} groups  {len(kernels):3} kernels  {len(record['misfits'])} misfits")
+            # Layers are alike: two of them have every kernel that more have, between layers as well as at the ends.
+            groups = partition(decoder(Shape(name, {**SHAPES[name], "num_hidden_layers": 2}), weights=kind).main)
+            kernels = {digest(k): k for g in groups for v in g.variants for k in v.kernels}
+            missing = []
+            for key, kernel in kernels.items():
+                found = known.setdefault(key, {"name": kernel.name})
+                for chip in map(str, chips or CHIPS):
+                    if chip not in found and time.monotonic() < end:
+                        made = compiled(kernel, int(chip))
+                        found[chip] = {"registers": made.registers, "spilled": made.spilled, "shared": made.shared,
+                                       "loads": made.loads, "fits": made.fits}
+                    if chip not in found:
+                        missing.append(f"{kernel.name} sm_{chip}")
+            wrong = [f"{known[key]['name']} sm_{chip}" for key in kernels for chip, result in known[key].items()
+                     if chip != "name" and not result["fits"]]
+            misfits, left = misfits + len(wrong), left + len(missing)
+            data["decoders"][f"{name} {kind}"] = {
+                "groups": len(groups), "without": sorted({g.reason for g in groups if not g.variants}), "kernels": list(kernels),
+                "misfits": wrong, "not_compiled": missing}
+            click.echo(f"{name:14} {kind:9} {len(groups):3} groups  {len(kernels):3} kernels  {len(wrong)} misfits  "
+                       f"{len(missing)} not compiled")
             if out is not None:
                 out.write_text(json.dumps(data, indent=1) + "\n")
-    click.echo(f"{len(seen)} compilations, {misfits} misfits")
+    total = sum(len(found) - 1 for found in known.values())
+    click.echo(f"{total} compilations, {misfits} misfits, {left} left for another run")
     sys.exit(bool(misfits))
+
+
+def digest(kernel: Kernel) -> str:
+    """A kernel's text and the settings it is compiled with, in short."""
+    settings = sorted({**kernel.constants, **kernel.options}.items())
+    return hashlib.sha256(f"{kernel.source}{settings}".encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import ingot.passes.cleanup.cse
 import ingot.passes.cleanup.dce
 import ingot.passes.cleanup.fold_constants
 import ingot.passes.fusion.fuse
+import ingot.passes.grouping.gqa
 import ingot.passes.lora.lora_inputs
 import ingot.passes.lora.merge_lora
 import ingot.passes.pruning.prune
@@ -17,4 +18,4 @@ import ingot.passes.quantization.quantize
 import ingot.passes.quantization.quantize_inputs
 import ingot.passes.quantization.smooth
 import ingot.passes.recognition.recognize
-import ingot.passes.rotation.rotate  # noqa: F401
+import ingot.passes.rotation.rotate

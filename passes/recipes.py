@@ -21,6 +21,11 @@ RECIPES: dict[str, tuple[str, str]] = {
     "gpu-bf16": (f"{TRACE},{DECODE},clean", "bf16 weights and KV cache, for --target triton"),
     "gpu-int4": (f"{TRACE},{DECODE},quantize{{format=int4 group=128 symmetric}},clean",
                  "4-bit weights in groups of 128, bf16 KV cache, for --target triton"),
+    # An embedding is looked up by rows, which costs nothing in bf16; these codes have no lookup on the GPU.
+    "gpu-nvfp4": (f"{TRACE},{DECODE},quantize{{format=nvfp4 embedding=false}},clean",
+                  "4-bit floats in groups of 16 (NVFP4), bf16 KV cache, for --target triton"),
+    "gpu-fp8": (f"{TRACE},{DECODE},quantize{{format=fp8-e4m3 embedding=false}},clean",
+                "8-bit floats with a scale per output channel, bf16 KV cache, for --target triton"),
 }
 """Pipeline text for a decoder and what it is for, by name."""
 

@@ -9,9 +9,11 @@ template. Index arithmetic is `Dim` arithmetic (`index`), element arithmetic the
     flat, rows              one element after the other; rows with reductions (norms, softmax, argmax)
     matmul, gemv            products for many and few rows, and for one; prologue and epilogue from the graph
     words, packing          weights in codes: 32-bit words, decoded in registers
+    unpacking               the same decoded into memory first, for many rows
     attention               over blocks of keys, in one pass or split over programs
     sampling                the next token, chosen on the device
     module, decoder         launches in order; caches, and a decode step as one CUDA graph
     tuning                  settings measured on the device, defaults without
+    warmup                  kernels compiled before they are wanted, many at a time
     aot, interpreter        what is proven where there is no GPU
 """

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingot.backends.triton.kernel import Kernel
@@ -14,18 +15,20 @@ from ingot.backends.triton.launch import loaded, sources
 
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """Shared memory a block may have, by compute capability (CUDA C++ Programming Guide, table of technical specifications)."""
+_LOAD = re.compile(r"ld\.global[\w:.]*?\.(?:v(\d)\.)?[bus](\d+)\b")
 
 
 @dataclass(frozen=True)
 class Compiled:
     """What a kernel became on one chip. registers: per thread. spilled: bytes per thread that did not fit in them. shared:
-    bytes per block."""
+    bytes per block. loads: by their width in bytes, how many loads from memory into registers its code has."""
 
     kernel: str
     capability: int
     registers: int
     spilled: int
     shared: int
+    loads: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -53,8 +56,10 @@ def compiled(kernel: Kernel, capability: int, *, settings: Mapping[str, int] | N
                        signature=kernel.signature | dict.fromkeys(constants, "constexpr"),
                        attrs={(i,): [["tt.divisibility", 16]] for i in divisible})
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={**given, "enable_fp_fusion": True})
-    registers, spilled = _assembled(str(binary.asm["ptx"]), capability)
-    return Compiled(kernel.name, capability, registers, spilled, int(binary.metadata.shared))
+    ptx = str(binary.asm["ptx"])
+    registers, spilled = _assembled(ptx, capability)
+    widths = Counter(int(many or 1) * int(bits) // 8 for many, bits in _LOAD.findall(ptx))
+    return Compiled(kernel.name, capability, registers, spilled, int(binary.metadata.shared), dict(sorted(widths.items())))
 
 
 def _assembled(ptx: str, capability: int) -> tuple[int, int]:

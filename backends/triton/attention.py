@@ -20,22 +20,25 @@ from ingot.ir.dims import Dim
 from ingot.ir.ops.attention import Attention
 from ingot.ir.types import bf16, f16, f32
 
-SPLITS = 16
-"""Programs that share the keys of one query when few are decoded."""
-SPLIT_ROWS, SPLIT_HEADS = 64, 256
-"""Most rows per key head, and most key heads of all sequences, for which keys are split: beyond, there is work enough."""
+SPLITS: tuple[tuple[int, int], ...] = ((16, 64), (64, 16), (256, 4))
+"""Programs that share the keys of one query when few are decoded, by the most key heads of all sequences: some hundred programs
+are at work, of which a chip runs several at once on each of its processors. Beyond, there is work enough."""
+SPLIT_ROWS = 64
+"""Most rows per key head for which keys are split."""
 
 
 def attention_variants(outlined: Outlined, op: Attention, *, name: str, header: str) -> tuple[Variant, ...]:
     """Split over keys for a few queries, in one pass for many."""
     heads, groups = op.heads
     rows, all_groups = op.q.type.dims[2] * (heads // groups), op.q.type.dims[0] * groups
-    whole = Variant((_Attention(outlined, op, split=False).kernel(name, header),))
-    parts = Temp((all_groups, SPLITS, rows, _integer(op.v.type.dims[3])), f32)
-    sums = Temp((all_groups, SPLITS, rows, 2), f32)
-    split = _Attention(outlined, op, split=True).kernel(f"{name}_split", header)
-    few = ((rows, SPLIT_ROWS), (all_groups, SPLIT_HEADS))
-    return Variant((split, _joining(outlined, op, f"{name}_join", header)), (parts, sums), few), whole
+    variants = []
+    for most, splits in SPLITS:
+        parts = Temp((all_groups, splits, rows, _integer(op.v.type.dims[3])), f32)
+        sums = Temp((all_groups, splits, rows, 2), f32)
+        split = _Attention(outlined, op, splits=splits).kernel(f"{name}_split", header)
+        join = _joining(outlined, op, f"{name}_join", header, splits=splits)
+        variants.append(Variant((split, join), (parts, sums), ((rows, SPLIT_ROWS), (all_groups, most))))
+    return *variants, Variant((_Attention(outlined, op, splits=0).kernel(name, header),))
 
 
 def _integer(dim: Dim) -> int:
@@ -82,7 +85,7 @@ class _Rows:
     def part(self, split: str) -> str:
         """Where the partial results of a row lie, counted in rows."""
         count = self.pull.dim(self.count).operand
-        return f"(head * {SPLITS} + {split}) * {count} + row"
+        return f"(head * SPLITS + {split}) * {count} + row"
 
     def finish(self) -> None:
         """From `acc`, `total` and `top` to what is stored."""
@@ -102,32 +105,33 @@ class _Rows:
             self.made.store(root, index)
 
     def built(self, name: str, header: str, *, more: tuple[Pointer, ...], stores: bool, constants: dict[str, int],
-              options: dict[str, int], splits: bool, choices: tuple[dict[str, int], ...] = ()) -> Kernel:
+              options: dict[str, int], splits: int, choices: tuple[dict[str, int], ...] = ()) -> Kernel:
         body = self.source.lines()
         pointers = self.made.pointers("\n".join(body), *more)
         if not stores:
             pointers = tuple(p for p in pointers if p.role != "out")
         sizes = tuple(self.pull.sizes)
-        constants = {"BLOCK_M": 16, **constants, "BLOCK_E": _power(self.width), "WIDE": 0}
+        shared = {"SPLITS": splits} if splits else {}
+        constants = {"BLOCK_M": 16, **constants, "BLOCK_E": _power(self.width), **shared, "WIDE": 0}
         text = function(name, header=header, pointers=pointers, sizes=sizes, constants=constants, body=widening(sizes) + body)
         heads: Dim = self.op.q.type.dims[0] * self.groups
         axes: tuple[tuple[tuple[Dim, str | None], ...], ...] = (((self.count, "BLOCK_M"),), ((heads, None),))
-        return Kernel(name, text, pointers, sizes, constants, Grid((*axes, ((SPLITS, None),)) if splits else axes), options,
-                      choices)
+        return Kernel(name, text, pointers, sizes, constants, Grid((*axes, ((splits, None),)) if splits and not stores else axes),
+                      options, choices)
 
 
 _SPLIT = tuple({"BLOCK_T": t, "num_warps": w} for t in (32, 64, 128) for w in (2, 4))
 _WHOLE = tuple({"BLOCK_M": m, "BLOCK_T": t, "num_warps": w}
-               for m, t, w in ((128, 64, 8), (128, 128, 8), (64, 128, 4), (64, 32, 4)))
+               for m, t, w in ((64, 64, 4), (128, 64, 8), (128, 128, 8), (64, 128, 8), (64, 32, 4)))
 PARTS = (Pointer("parts_ptr", "fp32", "temp", 0), Pointer("sums_ptr", "fp32", "temp", 1))
 
 
 class _Attention(_Rows):
     """The kernel over keys."""
 
-    def __init__(self, outlined: Outlined, op: Attention, *, split: bool) -> None:
+    def __init__(self, outlined: Outlined, op: Attention, *, splits: int) -> None:
         super().__init__(outlined, op)
-        self.split = split
+        self.splits = splits
         if op.q.type.dtype.bits > 32:
             raise NoKernel(f"attention in {op.q.type.dtype}")
         self.kind = op.q.type.dtype if op.q.type.dtype in (bf16, f16) else f32
@@ -151,7 +155,7 @@ class _Attention(_Rows):
         line("acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
         with pull.block("for start in range(first, last, BLOCK_T):"):
             self._block(down)
-        if self.split:
+        if self.splits:
             at = self.part("split")
             line("split = device.program(2, WIDE)")
             line(f"tl.store(parts_ptr + ({at}) * {self.width} + e, acc, mask=row_inside & e_inside)")
@@ -160,11 +164,13 @@ class _Attention(_Rows):
         else:
             self.finish()
         wide = self.kind == f32 or max(self.depth, self.width) > 128
-        rows = 16 if self.split else 32 if wide else 64
+        rows = 16 if self.splits else 32 if wide else 64
         constants = {"BLOCK_M": rows, "BLOCK_T": 32 if wide else 64, "BLOCK_D": _power(self.depth)}
-        return self.built(name, header, more=PARTS if self.split else (), stores=not self.split, splits=self.split,
-                          constants=constants, options={"num_warps": 4, "num_stages": 2},
-                          choices=() if wide else _SPLIT if self.split else _WHOLE)
+        return self.built(name, header, more=PARTS if self.splits else (), stores=not self.splits, splits=self.splits,
+                          constants=constants,
+                          # The rotation of a large tile of queries, drawn in, wants registers: twice the threads have them.
+                          options={"num_warps": 4 if wide or self.splits else 8, "num_stages": 2},
+                          choices=() if wide else _SPLIT if self.splits else _WHOLE)
 
     def _bounds(self) -> None:
         """The range of keys anyone here may see: positions say so, where they are known."""
@@ -180,8 +186,8 @@ class _Attention(_Rows):
             line(f"last = tl.minimum(last, tl.max(tl.where(row_inside, at, -1)) + {op.window}).to(tl.int32)")
         if op.window is not None:
             line(f"first = tl.maximum(tl.min(tl.where(row_inside, at, 2147483647)) - {op.window - 1}, 0).to(tl.int32)")
-        if self.split:
-            line(f"width = tl.cdiv(tl.cdiv(last - first, {SPLITS}), BLOCK_T) * BLOCK_T")
+        if self.splits:
+            line("width = tl.cdiv(tl.cdiv(last - first, SPLITS), BLOCK_T) * BLOCK_T")
             line("first = first + tl.program_id(2) * width")
             line("last = tl.minimum(last, first + width)")
 
@@ -228,7 +234,7 @@ class _Attention(_Rows):
         return text if term.padded else f"tl.where({mask}, {text}, 0.0).to({spelled(self.kind)})"
 
 
-def _joining(outlined: Outlined, op: Attention, name: str, header: str) -> Kernel:
+def _joining(outlined: Outlined, op: Attention, name: str, header: str, *, splits: int) -> Kernel:
     """The kernel that joins the parts: each counts by how far its greatest score is below the greatest of all."""
     rows = _Rows(outlined, op)
     line = rows.line
@@ -236,7 +242,7 @@ def _joining(outlined: Outlined, op: Attention, name: str, header: str) -> Kerne
     line('top = tl.full([BLOCK_M, 1], float("-inf"), tl.float32)')
     line("total = tl.zeros([BLOCK_M, 1], tl.float32)")
     line("acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
-    with rows.pull.block(f"for split in range({SPLITS}):"):
+    with rows.pull.block("for split in range(SPLITS):"):
         at = rows.part("split")
         line(f'peak = tl.load(sums_ptr + ({at}) * 2, mask=row_inside, other=float("-inf"))')
         line(f"part_total = tl.load(sums_ptr + ({at}) * 2 + 1, mask=row_inside, other=0.0)")
@@ -247,4 +253,4 @@ def _joining(outlined: Outlined, op: Attention, name: str, header: str) -> Kerne
         line("acc = acc * tl.exp(top - base) + part * tl.exp(peak - base)")
         line("top = higher")
     rows.finish()
-    return rows.built(name, header, more=PARTS, stores=True, constants={}, options={"num_warps": 4}, splits=False)
+    return rows.built(name, header, more=PARTS, stores=True, constants={}, options={"num_warps": 4}, splits=splits)

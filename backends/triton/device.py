@@ -107,9 +107,53 @@ def first_top(best, index):
 
 
 @triton.jit
-def whole(code):
-    """A code below 2^23 as a float: its bits in the fraction of 2^23, which costs less than a conversion."""
-    return (code | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+def held():
+    """The bits of 2^23 as a float, in a register: grids have one layer, but only the launch knows. So one instruction takes a
+    code out of a word and puts these bits in, which it could not with two constants."""
+    return tl.num_programs(2) * 0x4B000000
+
+
+@triton.jit
+def integer(words, zero, bits, PART: tl.constexpr, BITS: tl.constexpr):
+    """Code PART of words less `zero`, times 2^shift with shift = PART * BITS mod 16. bits: those of 2^23 as a float.
+
+    The code's bits stay where they are, in the fraction of 2^23: no shift, and no conversion.
+    """
+    SHIFT: tl.constexpr = PART % (16 // BITS) * BITS
+    half = words if PART < 16 // BITS else words >> 16
+    found = (half & (((1 << BITS) - 1) << SHIFT)) | bits
+    return found.to(tl.float32, bitcast=True) - (zero * (1 << SHIFT) + 8388608.0)
+
+
+@triton.jit
+def unshifted(PART: tl.constexpr, BITS: tl.constexpr):
+    """What `integer` is to be multiplied by."""
+    return 1.0 / (1 << (PART % (16 // BITS) * BITS))
+
+
+@triton.jit
+def minifloat(words, PART: tl.constexpr, EXPONENT: tl.constexpr, FRACTION: tl.constexpr):
+    """Code PART of words, a float of so many exponent and fraction bits below its sign, times 2^(bias - 15).
+
+    Its bits are moved to where a half float has them, in both halves of the words at once; the fewer exponent bits then stand
+    for a smaller number. Codes of NaN are taken for numbers.
+    """
+    BITS: tl.constexpr = 1 + EXPONENT + FRACTION
+    AT: tl.constexpr = PART % (16 // BITS) * BITS
+    SIGN: tl.constexpr = 16 - BITS - AT
+    UP: tl.constexpr = 10 - FRACTION - AT
+    SIZE: tl.constexpr = ((1 << (BITS - 1)) - 1) << (10 - FRACTION)
+    moved = words << UP if UP >= 0 else words >> -UP
+    both = ((words << SIGN) & -0x7FFF8000) | (moved & (SIZE * 65537))
+    half = both if PART < 16 // BITS else both >> 16
+    return half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def exponent(code):
+    """2^(code - 127) of the lowest 8 bits (e8m0)."""
+    bits = (code & 255) << 23
+    return tl.where(bits == 0, 0x00400000, bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit

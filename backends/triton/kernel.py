@@ -77,7 +77,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Temp:
-    """Memory that one kernel of a group writes and another reads. dtype: f32 or i32."""
+    """Memory that one kernel of a group writes and another reads. dtype: as tensors have it."""
 
     dims: tuple[Dim, ...]
     dtype: DType

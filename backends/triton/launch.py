@@ -34,13 +34,19 @@ def loaded(source: str) -> dict[str, Any]:
     return namespace
 
 
-def start(function: Any, kernel: Kernel, tensors: Sequence[Any], sizes: Mapping[str, int],
-          settings: Mapping[str, int] | None = None) -> None:
-    """Starts a kernel: one tensor per pointer, in order. settings: constexprs and options other than the defaults."""
-    given = {**kernel.options, **kernel.constants, **(settings or {})}
+def arguments(kernel: Kernel, tensors: Sequence[Any], sizes: Mapping[str, int],
+              settings: Mapping[str, int] | None = None) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """What a kernel is started with besides its tensors: the grid, its sizes in order, constexprs and options."""
+    given: dict[str, Any] = {**kernel.options, **kernel.constants, **(settings or {})}
     if "WIDE" in kernel.constants:
         given["WIDE"] = int(any(t.numel() > MOST for t in tensors))
     grid = kernel.grid.size(sizes, given)
-    if 0 in grid:
-        return
-    function[grid](*tensors, *(sizes[s] for s in kernel.sizes), **given, enable_fp_fusion=True)
+    return grid, tuple(sizes[s] for s in kernel.sizes), {**given, "enable_fp_fusion": True}
+
+
+def start(function: Any, kernel: Kernel, tensors: Sequence[Any], sizes: Mapping[str, int],
+          settings: Mapping[str, int] | None = None) -> None:
+    """Starts a kernel: one tensor per pointer, in order. settings: constexprs and options other than the defaults."""
+    grid, numbers, given = arguments(kernel, tensors, sizes, settings)
+    if 0 not in grid:
+        function[grid](*tensors, *numbers, **given)

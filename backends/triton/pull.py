@@ -7,7 +7,7 @@ computed that is not wanted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -68,7 +68,7 @@ class Pull:
     """
 
     source: Source
-    buffers: Mapping[Value, Buffer]
+    buffers: dict[Value, Buffer]
     axes: dict[str, Axis] = field(default_factory=dict)
     sizes: dict[str, None] = field(default_factory=dict)
     recorded: dict[Value, list[Index]] = field(default_factory=dict)

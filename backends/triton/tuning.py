@@ -1,8 +1,8 @@
 """Which block sizes and warps a kernel is started with: a table of measurements, and a stated default without one.
 
 Without a GPU, or before tuning, a kernel runs with the settings it was written with: blocks that fill a 16-byte load per
-thread, tiles of 16 x 32 for few rows and 128 x 128 for many, 4 warps (8 for the large tiles). `Tuner.measure` tries a kernel's
-`choices` on the device and keeps the fastest for that kernel, chip and size.
+thread, tiles of 16 x 32 for few rows, 64 x 32 for some and 128 x 128 for many, 4 warps (8 for the large tiles). `Tuner.measure`
+tries a kernel's `choices` on the device and keeps the fastest for that kernel, chip and size.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 
 import ingot
 from ingot.backends.torch.tensors import torch_dtype
-from ingot.backends.triton.packing import Form, stored_bits
+from ingot.backends.triton.packing import Form
 from ingot.backends.triton.uploads import Uploads
 from ingot.ir.formats import Format, format_named
 from ingot.ir.module import Module
@@ -24,7 +24,7 @@ from ingot.ir.weights import UnknownWeight
 from ingot.passes.quantization.scheme import Scheme
 from ingot.passes.recipes import recipe
 
-LLAMA3 = {"vocab_size": 128256, "rope_theta": 500000.0, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
+LLAMA3 = {"vocab_size": 128256, "rope_theta": 500000.0, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5}
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
                      "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "rope_theta": 100000.0,
@@ -94,15 +94,18 @@ class RandomUploads(Uploads):
     def made_of(self, form: Form, parts: tuple[Const | None, ...]) -> torch.Tensor:
         packed = parts[0]
         assert packed is not None
-        rows, columns = packed.type.shape
-        groups = -(-columns // form.group)
+        shape = form.shape(*packed.type.shape)
         if form.part == "words":
-            words = groups * form.group * stored_bits(form.format) // 32
-            return torch.randint(-(2**31), 2**31, (rows, words), dtype=torch.int32, device=self.device)
+            return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32, device=self.device)
         if form.part == "table":
             empty = np.zeros((1, 1), np.uint8)
             return torch.from_numpy(form.make(empty, empty.astype(np.float32)))
-        return torch.full((rows, groups), 8.0 if form.part == "zeros" else 0.25 / columns**0.5, device=self.device)
+        if form.part == "steps" and form.bytes:
+            # Of every byte the step 1: 0x38 in e4m3, 0x7f in e8m0.
+            one = 0x38 if form.bytes == "f8e4m3" else 0x7F
+            return torch.full(shape, one * 0x01010101, dtype=torch.int32, device=self.device)
+        size = 1.0 / format_named(form.format).peak / packed.type.shape[1] ** 0.5
+        return torch.full(shape, 8.0 if form.part == "zeros" else size, device=self.device)
 
 
 def in_transformers(shape: Shape, device: torch.device) -> Any:

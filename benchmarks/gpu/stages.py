@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import numpy as np
 import torch
 
 from gpu.clock import Ceilings, Clock
-from gpu.models import TINY, RandomUploads, Shape, decoder, in_transformers
+from gpu.models import TINY, RandomUploads, Shape, decoder
+from gpu.rival import rival
 from ingot.backends.torch.executor import Executor
 from ingot.backends.torch.tensors import to_array, to_tensor
 from ingot.backends.triton.decoder import Decoder
 from ingot.backends.triton.kernel import Kernel
 from ingot.backends.triton.module import Start, TritonModule
+from ingot.backends.triton.packing import stored_bits
 from ingot.backends.triton.sampling import Choice
 from ingot.backends.triton.tuning import Tuner
+from ingot.backends.triton.warmup import Launch, compile_all, launches
 from ingot.ir import interpret
 from ingot.ir.stand_in import StandIn
 from ingot.ir.weights import ArrayWeight
@@ -29,15 +33,17 @@ Record = dict[str, Any]
 
 @dataclass
 class Bench:
-    """What all stages share. tiny: shapes for a dry run."""
+    """What all stages share. weights: formats of the linears. tiny: shapes for a dry run. processes: that compile."""
 
     clock: Clock
     ceilings: Ceilings
     shapes: list[Shape]
+    weights: list[str]
     batches: list[int]
     tuner: Tuner
     tune: bool
     tiny: bool
+    processes: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -46,6 +52,20 @@ class Bench:
     def compiled(self, shape: Shape, weights: str) -> TritonModule:
         return TritonModule(decoder(shape, weights=weights), device=self.device, tuner=self.tuner,
                             uploads=RandomUploads(self.device))
+
+    @property
+    def quick(self) -> Clock:
+        """For choosing between settings."""
+        return replace(self.clock, budget=self.clock.budget / 6)
+
+    def started(self, compiled: TritonModule, inputs: list[torch.Tensor]) -> list[Launch]:
+        """What a run starts, tuning included where that is asked for."""
+        return launches(compiled, inputs, choices=self.tune)
+
+    def warm(self, wanted: list[Launch]) -> None:
+        """Compiles what is to be started, by all processes; what fails will say so when it is started."""
+        if self.device.type == "cuda":
+            compile_all(wanted, processes=self.processes, each=lambda said: print(said, file=sys.stderr) if said else None)
 
     def lengths(self, *full: int) -> list[int]:
         return [min(n, 24) for n in full] if self.tiny else list(full)
@@ -58,47 +78,64 @@ def inputs(made: Decoder, tokens: int, start: int) -> list[torch.Tensor]:
     return [ids, pos, torch.full((made.batch, 1), tokens - 1, device=ids.device)]
 
 
+def given(made: Decoder, tokens: int, start: int) -> list[torch.Tensor]:
+    """All inputs of a run, caches included, in order."""
+    ids, pos, take = inputs(made, tokens, start)
+    named = {"ids": ids, "pos": pos, "take": take} | {p.hint or "": c for p, c in made.caches.items()}
+    return [named[p.hint or ""] for p in made.compiled.func.params]
+
+
 # --- kernels ------------------------------------------------------------------------------------------------------
 
 
-def kernels(bench: Bench) -> Iterator[Record]:
-    """Every kernel against the reference on this device, then its speed in a decode step and in a prompt."""
-    yield from checks(bench)
-    for shape in bench.shapes:
-        for weights in ("bf16", "int4"):
-            compiled = bench.compiled(shape, weights)
-            for batch, tokens in [(b, 1) for b in bench.batches] + [(1, n) for n in bench.lengths(512)]:
-                context = bench.lengths(512)[0]
-                made = Decoder(compiled, batch=batch, capacity=context + tokens)
-                ids, pos, take = inputs(made, tokens, context)
-                said = {"stage": "kernels", "model": shape.name, "weights": weights, "batch": batch, "tokens": tokens}
-                for record in timed(bench, made, ids, pos, take):
-                    yield {**said, **record}
-
-
-def checks(bench: Bench) -> Iterator[Record]:
-    """The differential cases of every op, and two whole models, run on the device."""
+def checked(bench: Bench) -> Iterator[Record]:
+    """The differential cases of every op, and whole models in every format, run on the device."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.backends.op_cases import CASES
     from tests.backends.tolerance import coarsest, distance, tolerance
 
     worst: dict[str, float] = {}
+    ready = []
     for case in CASES[::40] if bench.tiny else CASES:
         made = case.make()
         compiled = TritonModule(made.module, device=bench.device)
-        values = [v for o in made.func.ops for v in (*o.operands, *o.results)]
         for sizes in case.sizes:
             arrays = made.inputs(sizes)
             tensors = [to_tensor(np.array(a), p.type.dtype).to(bench.device) for a, p in zip(arrays, made.func.params)]
-            wanted = interpret.run(made.module, arrays, precision="f64")
-            for got, want, result in zip(compiled.run(tensors), wanted, made.func.returns):
-                dtype = coarsest([v.type.dtype for v in values]) if result.type.dtype.is_float else result.type.dtype
-                part = distance(to_array(got), want) / max(tolerance(case.op, dtype.name, "triton").part, 1e-30)
-                worst[case.op] = max(worst.get(case.op, 0.0), part)
+            ready.append((case, made, compiled, arrays, tensors))
+    bench.warm([found for _, _, compiled, _, tensors in ready for found in launches(compiled, [t.clone() for t in tensors])])
+    for case, made, compiled, arrays, tensors in ready:
+        values = [v for o in made.func.ops for v in (*o.operands, *o.results)]
+        wanted = interpret.run(made.module, arrays, precision="f64")
+        for got, want, result in zip(compiled.run(tensors), wanted, made.func.returns):
+            dtype = coarsest([v.type.dtype for v in values]) if result.type.dtype.is_float else result.type.dtype
+            part = distance(to_array(got), want) / max(tolerance(case.op, dtype.name, "triton").part, 1e-30)
+            # What is not a number is worse than any.
+            worst[case.op] = max(worst.get(case.op, 0.0), part if part == part else float("inf"))
     for op, part in worst.items():
-        yield {"stage": "kernels", "check": op, "error_of_allowed": part, "ok": part <= 1}
-    for weights in ("bf16", "int4"):
-        yield {"stage": "kernels", "check": f"decoder {weights}", **whole(bench, weights)}
+        yield {"stage": "check", "check": op, "error_of_allowed": part, "ok": part <= 1}
+    for weights in bench.weights:
+        yield {"stage": "check", "check": f"decoder {weights}", **whole(bench, weights)}
+
+
+def kernels(bench: Bench) -> Iterator[Record]:
+    """The speed of every kernel in a decode step and in a prompt, and that of attention alone after 32k positions."""
+    for shape in bench.shapes:
+        for weights in bench.weights:
+            compiled = bench.compiled(shape, weights)
+            context, far = bench.lengths(512, 32768)
+            runs = [(b, 1, context) for b in bench.batches] + [(1, context, 0)] + (
+                [(1, 1, far - 1)] if weights == "bf16" and shape.arguments["max_position_embeddings"] >= far else [])
+            made = [(Decoder(compiled, batch=batch, capacity=start + tokens), tokens, start) for batch, tokens, start in runs]
+            bench.warm([found for each in made for found in bench.started(compiled, given(*each))])
+            for each, tokens, start in made:
+                said = {"stage": "kernels", "model": shape.name, "weights": weights, "batch": each.batch, "tokens": tokens,
+                        "context": start}
+                for record in timed(bench, each, tokens, start):
+                    if start <= context or "attention" in record["kernel"]:
+                        yield {**said, **record}
+            del compiled, made, each
+            _free(bench)
 
 
 def whole(bench: Bench, weights: str) -> Record:
@@ -111,37 +148,45 @@ def whole(bench: Bench, weights: str) -> Record:
     reference = Executor(module, device=bench.device, dtype=torch.float64)
     made = Decoder(compiled, batch=2, capacity=32)
     ids, pos, take = inputs(made, 7, 0)
-    given = {"ids": ids, "pos": pos, "take": take} | {p.hint or "": c.double() for p, c in made.caches.items()}
-    wanted = reference.run(given)[0]
+    named = {"ids": ids, "pos": pos, "take": take} | {p.hint or "": c.double() for p, c in made.caches.items()}
+    wanted = reference.run(named)[0]
     got = made.feed(ids, pos, take).double()
     error = float((got - wanted).abs().max() / wanted.abs().max())
     return {"error_of_allowed": error / 3e-2, "ok": error < 3e-2}
 
 
-def timed(bench: Bench, made: Decoder, ids: torch.Tensor, pos: torch.Tensor, take: torch.Tensor) -> Iterator[Record]:
+def timed(bench: Bench, made: Decoder, tokens: int, start: int) -> Iterator[Record]:
     """Every different kernel of one run: seconds, bytes per second of the tensors it is given, floating operations."""
     seen: dict[str, Record] = {}
 
     def around(kernel: Kernel, tensors: Any, sizes: Any, run: Start) -> None:
-        settings = bench.tuner.measure(kernel, sizes, run, bench.clock.seconds) if bench.tune and kernel.choices else (
+        settings = bench.tuner.measure(kernel, sizes, run, bench.quick.seconds) if bench.tune and kernel.choices else (
             bench.tuner.settings(kernel, sizes))
         if kernel.name not in seen:
             seconds = bench.clock.seconds(lambda: run(settings))
-            size = sum(t.nbytes for t in tensors)
+            # A lookup reads a few rows of its table only.
+            size = sum(t.nbytes for t in tensors) if not kernel.name.startswith("embedding") else 2 * tensors[-1].nbytes
             seen[kernel.name] = {"kernel": kernel.name, "seconds": seconds, "count": 0, "bytes_per_second": size / seconds,
                                  "of_copy": size / seconds / bench.ceilings.bandwidth, "settings": dict(settings)}
-            if kernel.name.startswith("linear") and len(tensors) >= 3:
-                rows, out = ids.numel(), tensors[-1]
-                weight = max(tensors[:-1], key=lambda t: t.numel())
-                flops = 2 * rows * weight.numel() * (8 if weight.dtype == torch.int32 else 1)
-                seen[kernel.name] |= {"flops_per_second": flops / seconds, "of_matmul": flops / seconds / bench.ceilings.flops,
-                                      "outputs": out.numel()}
+            # Behind the last attention of a prompt only the last token goes on, as one row.
+            flops = 2 * made.batch * (1 if "_row" in kernel.name else tokens) * weights_of(kernel, tensors)
+            if flops:
+                seen[kernel.name] |= {"flops_per_second": flops / seconds, "of_matmul": flops / seconds / bench.ceilings.flops}
         run(settings)
         seen[kernel.name]["count"] += 1
 
-    given = {"ids": ids, "pos": pos, "take": take} | {p.hint or "": c for p, c in made.caches.items()}
-    made.compiled.run([given[p.hint or ""] for p in made.compiled.func.params], around=around)
+    made.compiled.run(given(made, tokens, start), around=around)
     yield from seen.values()
+
+
+def weights_of(kernel: Kernel, tensors: Any) -> int:
+    """Elements of the weight that a kernel of a linear multiplies by; 0 for others."""
+    if not kernel.name.startswith("linear") or kernel.name.endswith("_unpack"):
+        return 0
+    for pointer, tensor in zip(kernel.pointers, tensors, strict=True):
+        if pointer.form is not None and pointer.form.part == "words":
+            return int(tensor.numel()) * 32 // stored_bits(pointer.form.format)
+    return max(int(t.numel()) for p, t in zip(kernel.pointers, tensors, strict=True) if p.role != "out" and t.dim() == 2)
 
 
 # --- whole models -------------------------------------------------------------------------------------------------
@@ -150,22 +195,32 @@ def timed(bench: Bench, made: Decoder, ids: torch.Tensor, pos: torch.Tensor, tak
 def decode(bench: Bench) -> Iterator[Record]:
     """Tokens per second of greedy decoding after 512 positions, one CUDA graph a step."""
     for shape in bench.shapes:
-        for weights in ("bf16", "int4"):
+        for weights in bench.weights:
             compiled = bench.compiled(shape, weights)
+            warm_decoding(bench, compiled)
             for batch in bench.batches:
                 yield {"stage": "decode", "model": shape.name, "weights": weights, **decoding(bench, compiled, batch)}
             del compiled
             _free(bench)
 
 
+def warm_decoding(bench: Bench, compiled: TritonModule) -> None:
+    """Compiles what decoding at every batch size will start."""
+    made = (Decoder(compiled, batch=batch, capacity=capacity(bench)) for batch in bench.batches)
+    bench.warm([found for each in made for found in bench.started(compiled, given(each, 1, bench.lengths(512)[0]))])
+
+
+def capacity(bench: Bench) -> int:
+    """Positions that a decoder has room for."""
+    return bench.lengths(512)[0] + (2 if bench.tiny else 128) + 8
+
+
 def decoding(bench: Bench, compiled: TritonModule, batch: int) -> Record:
     """One batch size."""
     context, steps = bench.lengths(512)[0], 2 if bench.tiny else 128
-    made = Decoder(compiled, batch=batch, capacity=context + steps + 8)
+    made = Decoder(compiled, batch=batch, capacity=capacity(bench))
     if bench.tune:
-        ids, pos, take = inputs(made, 1, context)
-        given = {"ids": ids, "pos": pos, "take": take} | {p.hint or "": c for p, c in made.caches.items()}
-        compiled.tune([given[p.hint or ""] for p in compiled.func.params], bench.clock.seconds)
+        compiled.tune(given(made, 1, context), bench.quick.seconds)
     made.pos.fill_(context)
     made.step(Choice())
     seconds = bench.clock.span(lambda: [made.step(Choice()) for _ in range(steps)])
@@ -177,10 +232,15 @@ def decoding(bench: Bench, compiled: TritonModule, batch: int) -> Record:
 def prefill(bench: Bench) -> Iterator[Record]:
     """Tokens per second of prompts of 512 and 4096 tokens."""
     for shape in bench.shapes:
-        for weights in ("bf16", "int4"):
+        for weights in bench.weights:
             compiled = bench.compiled(shape, weights)
-            for tokens in bench.lengths(512, 4096):
+            lengths = bench.lengths(512, 4096)
+            bench.warm([found for n in lengths
+                        for found in bench.started(compiled, given(Decoder(compiled, batch=1, capacity=n), n, 0))])
+            for tokens in lengths:
                 made = Decoder(compiled, batch=1, capacity=tokens)
+                if bench.tune:
+                    compiled.tune(given(made, tokens, 0), bench.quick.seconds)
                 ids, pos, take = inputs(made, tokens, 0)
                 seconds = bench.clock.seconds(lambda made=made, ids=ids, pos=pos, take=take: made.feed(ids, pos, take))
                 linears = [op for op in compiled.func.ops if op.name == "linear"]
@@ -189,45 +249,31 @@ def prefill(bench: Bench) -> Iterator[Record]:
                 yield {"stage": "prefill", "model": shape.name, "weights": weights, "tokens": tokens, "seconds": seconds,
                        "tokens_per_second": tokens / seconds, "flops_per_second": flops / seconds,
                        "of_matmul": flops / seconds / bench.ceilings.flops}
-            del compiled
+            del compiled, made
             _free(bench)
 
 
 def compare(bench: Bench) -> Iterator[Record]:
-    """bf16 decoding beside transformers under torch.compile(max-autotune) with CUDA graphs and a static cache, by turns."""
+    """Decoding in every format beside the same shape in bf16 under torch.compile, by turns: ours, theirs, ours again."""
     for shape in bench.shapes:
-        compiled = bench.compiled(shape, "bf16")
-        model = in_transformers(shape, bench.device)
+        made = {weights: bench.compiled(shape, weights) for weights in bench.weights}
+        for compiled in made.values():
+            warm_decoding(bench, compiled)
         for batch in bench.batches:
-            ours = decoding(bench, compiled, batch)["tokens_per_second"]
-            theirs = rival(bench, model, batch)
-            again = decoding(bench, compiled, batch)["tokens_per_second"]
-            yield {"stage": "compare", "model": shape.name, "batch": batch, "tokens_per_second": (ours + again) / 2,
-                   "torch_compile_tokens_per_second": theirs, "ratio": (ours + again) / 2 / theirs}
-        del compiled, model
+            before = {weights: decoding(bench, compiled, batch) for weights, compiled in made.items()}
+            theirs = rival(shape, bench.clock, batch=batch, context=bench.lengths(512)[0], steps=2 if bench.tiny else 128)
+            for weights, compiled in made.items():
+                ours = (before[weights]["tokens_per_second"] + decoding(bench, compiled, batch)["tokens_per_second"]) / 2
+                yield {"stage": "compare", "model": shape.name, "weights": weights, "batch": batch, "tokens_per_second": ours,
+                       "torch_compile_tokens_per_second": theirs, "ratio": ours / theirs}
+        del made, compiled
         _free(bench)
 
 
-def rival(bench: Bench, model: Any, batch: int) -> float:
-    """Tokens per second of `generate`: the difference of a long and a short run, so that the prompt does not count."""
-    from transformers import CompileConfig
-
-    ids = torch.randint(0, 90, (batch, bench.lengths(512)[0]), device=bench.device)
-    short, long = (2, 4) if bench.tiny else (16, 144)
-
-    def run(count: int) -> None:
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False,
-                       cache_implementation="static", compile_config=CompileConfig(mode="max-autotune", fullgraph=False))
-
-    for count in (short, long, short):
-        run(count)
-    few, many = (min(bench.clock.span(lambda n=n: run(n)) for _ in range(3)) for n in (short, long))
-    return batch * (long - short) / max(many - few, 1e-9)
-
-
 def _free(bench: Bench) -> None:
+    gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-STAGES = {"kernels": kernels, "decode": decode, "prefill": prefill, "compare": compare}
+STAGES = {"check": checked, "kernels": kernels, "decode": decode, "prefill": prefill, "compare": compare}

@@ -16,7 +16,9 @@ ON_ALL_CHIPS = [("llama_layer", "linear_kernel"), ("llama_layer", "attention_ker
 """One of each kind; on every chip they take a minute."""
 ON_HOPPER = [("llama_layer", "rms_norm_kernel"), ("llama_layer", "linear_silu_mul_kernel_row"),
              ("llama_layer", "linear_silu_mul_kernel"), ("int4_layer", "linear_add_kernel"),
-             ("int4_layer", "linear_add_kernel_few"),
+             ("int4_layer", "linear_add_kernel_few"), ("int4_layer", "linear_add_kernel_some"),
+             ("int4_layer", "linear_add_kernel_unpack"), ("int4_layer", "linear_add_kernel_many"),
+             ("llama_layer", "linear_silu_mul_kernel_some"),
              ("int4_layer", "attention_kernel_join"), ("rows_and_moves", "softmax_kernel"),
              ("rows_and_moves", "layer_norm_gelu_kernel")]
 
@@ -27,6 +29,16 @@ def test_compiles_without_spills(module: str, kernel: str, chip: int) -> None:
     result = compiled(ALL[module][kernel], chip)
     assert result.fits, result
     assert result.registers > 0
+
+
+@pytest.mark.parametrize(("module", "kernel"), [("int4_layer", "linear_silu_mul_kernel_row"),
+                                                ("llama_layer", "linear_kernel_row")])
+def test_weights_are_read_sixteen_bytes_at_a_time(module: str, kernel: str) -> None:
+    """A product with one row waits for memory: besides the weight it reads a step for every 16 bytes, and x once for all rows."""
+    loads = compiled(ALL[module][kernel], 90).loads
+    assert loads[16] >= 4
+    assert sum(n for width, n in loads.items() if width < 8) <= loads[16]
+    assert loads.get(8, 0) <= loads[16]
 
 
 def test_too_much_is_noticed() -> None:

@@ -15,5 +15,5 @@ from ingot.backends.triton.interpreter import repaired
 @pytest.fixture(autouse=True)
 def _repaired() -> Iterator[None]:
     torch.set_num_threads(1)
-    with repaired(), patch.object(attention, "SPLITS", 3):
+    with repaired(), patch.object(attention, "SPLITS", ((256, 3),)):
         yield

@@ -76,6 +76,17 @@ def test_int4_in_bf16_runs_and_is_near(checkpoint: Path, tmp_path: Path) -> None
     assert (made.path / "kernels.py").read_text().count("words_ptr")
 
 
+@pytest.mark.parametrize("name", ["gpu-nvfp4", "gpu-fp8"])
+def test_recipes_of_small_floats(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Codes of linears are decoded in kernels, steps of one byte as well; nothing is left to torch."""
+    made = compile(checkpoint, tmp_path / name, target="triton", recipe=name)
+    session = TritonSession.open(made.path, device="cpu")
+    wanted = reference_logits(checkpoint)(IDS)
+    assert np.abs(session.logits(IDS) - wanted).max() < (0.4 if name == "gpu-nvfp4" else 0.1) * np.abs(wanted).max()
+    assert not session._compiled.fallbacks
+    assert ("tensor_ptr" in (made.path / "kernels.py").read_text()) == (name == "gpu-nvfp4")
+
+
 def test_errors_say_what_to_do(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(IngotError, match="runs on a GPU"):
         TritonSession.open(artifact)

@@ -10,7 +10,7 @@ import pytest
 
 from ingot.backends.triton import attention, matmul
 from ingot.backends.triton.module import TritonModule
-from ingot.backends.triton.packing import stored_bits, words
+from ingot.backends.triton.packing import block_size, stored_bits, words
 from ingot.ir.dims import sym
 from ingot.ir.formats import FORMATS, format_named
 from ingot.ir.module import Builder, Module
@@ -88,6 +88,26 @@ def test_groups_of_any_size_and_a_short_last_one(columns: int, group: int, rows:
     agree(module, [x], limit=3e-2)
 
 
+@pytest.mark.parametrize(("name", "mistake"), [("nvfp4", (", 0, 4, 3)", ", 0, 5, 2)")), ("mxfp4", ("device.exponent(", "(")),
+                                               ("nvfp4", (" * tensor", "")), ("int4", ("device.unshifted(code, 4)", "1.0"))])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_decoded_wrongly_is_noticed(name: str, mistake: tuple[str, str], rows: int) -> None:
+    with changed(*mistake), pytest.raises(AssertionError, match="is off by"):
+        test_weights_in_every_format(name, rows)
+
+
+def test_steps_of_one_byte_stay_bytes() -> None:
+    """4 codes to 2 bytes and a step of one byte for 16: 4.5 bits a weight are read, as are stored."""
+    compiled = TritonModule(quantized("nvfp4", 20, 96, group=16), device="cpu")
+    agree(compiled.module, [np.ones((1, 96), np.float32)], limit=2e-5, compiled=compiled)
+    # Six groups a row take two words; one f32 scales all.
+    assert compiled.uploads.nbytes == 20 * (96 // 2 + 8) + 4
+
+
+def test_blocks_of_several_groups_fill_four_words() -> None:
+    assert [block_size("nvfp4", 16), block_size("int4", 128), block_size("int2", 16), block_size("int4", 24)] == [32, 128, 64, 24]
+
+
 def test_words_hold_codes_of_one_group_in_runs() -> None:
     codes = np.arange(64, dtype=np.uint8).reshape(1, 64) % 16
     packed = words(codes, "int4", 32).view(np.uint32)[0]
@@ -154,7 +174,8 @@ module @rope {
     agree(module, [x, np.array([[0, 1023, 40_000, 100_000]]), frequencies], limit=1e-6)
 
 
-MISTAKES = {"a part of the keys forgotten": ("range(3)", "range(1, 3)"), "not faded": ("acc * tl.exp(top - base)", "acc"),
+MISTAKES = {"a part of the keys forgotten": ("range(SPLITS)", "range(1, SPLITS)"),
+            "not faded": ("acc * tl.exp(top - base)", "acc"),
             "keys after the query": ("(t <= at)", "(t <= at + 1)"), "a lost step": (" * 0.25", " * 0.2")}
 
 
@@ -164,7 +185,12 @@ def test_a_wrong_attention_is_noticed(name: str) -> None:
         test_attention_over_a_long_int8_cache_is_one_group(3, 300, "")
 
 
-def test_large_tiles_agree_with_small_ones() -> None:
-    with patch.object(matmul, "SMALL_ROWS", 0):
+@pytest.mark.parametrize("tiles", [("FEW_ROWS",), ("FEW_ROWS", "SOME_ROWS"), ("FEW_ROWS", "SOME_ROWS", "MANY_ROWS")])
+def test_large_tiles_agree_with_small_ones(tiles: tuple[str, ...]) -> None:
+    """The last one decodes weights into memory first."""
+    with patch.multiple(matmul, **dict.fromkeys(tiles, 1)):
         test_a_gated_mlp_is_one_kernel("bf16", 33)
-        test_weights_in_every_format("int4", 40)
+        for name in ("int4", "nvfp4", "nf4"):
+            test_weights_in_every_format(name, 40)
+        test_groups_of_any_size_and_a_short_last_one(72, 32, 5)
+        test_groups_of_any_size_and_a_short_last_one(40, 8, 5)
