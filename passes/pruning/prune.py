@@ -151,7 +151,7 @@ class Prune(Pass):
                 ctx: Context) -> dict[str, object]:
         if not sites:
             return {}
-        errors = refit(module, twin, twins, sites, ctx, how="mean" if self.repair == "mean" else "fit", ridge=self.ridge,
+        errors = refit(module, twin, sites, ctx, how="mean" if self.repair == "mean" else "fit", ridge=self.ridge,
                        biases=self.bias or self.repair == "mean", made_by=self.name)
         return {"lost": {"mean": float(np.mean(list(errors.values()))), "worst": max(errors.values()),
                          "weight": max(errors, key=errors.__getitem__)},

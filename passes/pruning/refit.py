@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,42 +73,51 @@ def solve(pair: Pair, before: np.ndarray, cut: np.ndarray, *, ridge: float, free
     return w, np.asarray(missing_mean - w @ pair.mean, np.float32)
 
 
-def refit(module: Module, original: Module, twins: Mapping[Value, Value], sites: Sequence[Site], ctx: Context, *, how: str,
-          ridge: float, biases: bool, made_by: str) -> dict[str, float]:
+def refit(module: Module, original: Module, sites: Sequence[Site], ctx: Context, *, how: str, ridge: float,
+          biases: bool, made_by: str) -> dict[str, float]:
     """Give linears of the main func of a pruned module new weights, in graph order; returns the error of each, by weight
     (see `Pair.error`).
 
-    twins: the original's value for each of the module's. how: "fit" refits weights; "mean" only adds to biases. biases:
-    give one to linears that have none. Tokens are counted as `token_weights` says. Memory: the live values of all batches,
-    twice, and one weight; results lie in temporary files.
+    how: "fit" refits weights; "mean" only adds to biases. biases: give one to linears that have none. Tokens are counted as
+    `token_weights` says. Memory: the live values of all batches, twice, and one weight; results lie in temporary files.
     """
     func = module.main
     track, before = Track(module, ctx.calibration), Track(original, ctx.calibration)
     order = {op: i for i, op in enumerate(func.ops)}
     errors: dict[str, float] = {}
     for done, site in enumerate(sorted(sites, key=lambda s: order[s.linear])):
-        linear, const = site.linear, site.linear.w
-        assert isinstance(const, Const)
-        ctx.step(done, len(sites), const.name)
-        track.advance(linear)
-        before.advance(site.original)
-        pair = _pair(site, track, before, twins)
-        full = _array(site.original.w)[site.rows]
-        cut = _array(const)
-        free = linear.bias is not None or biases
-        if how == "fit":
-            w, missing = solve(pair, full, cut, ridge=ridge, free_mean=free)
-        else:
-            w, missing = cut, full @ pair.mean_before - cut @ pair.mean
-        errors[const.name] = pair.error(full, w)
-        module.set_weight(const, _stored(const.name, w.astype(const.type.dtype.numpy), made_by))
-        if free:
-            _add_bias(module, linear, missing + (_array(site.original.bias)[site.rows] if site.original.bias is not None else 0),
-                      made_by)
+        assert isinstance(site.linear.w, Const)
+        ctx.step(done, len(sites), site.linear.w.name)
+        errors[site.linear.w.name] = refit_site(module, site, track, before, how=how, ridge=ridge, biases=biases, made_by=made_by)
     return errors
 
 
-def _pair(site: Site, track: Track, before: Track, twins: Mapping[Value, Value]) -> Pair:
+def refit_site(module: Module, site: Site, track: Track, before: Track, *, how: str, ridge: float, biases: bool,
+               made_by: str) -> float:
+    """Give one linear new weights, on what `track` (of the module) and `before` (of the original) show; both are run as far.
+
+    Returns its error. how, ridge, biases: as for `refit`.
+    """
+    linear, const = site.linear, site.linear.w
+    assert isinstance(const, Const)
+    track.advance(linear)
+    before.advance(site.original)
+    pair = _pair(site, track, before)
+    full = _array(site.original.w)[site.rows]
+    cut = _array(const)
+    free = linear.bias is not None or biases
+    if how == "fit":
+        w, missing = solve(pair, full, cut, ridge=ridge, free_mean=free)
+    else:
+        w, missing = cut, full @ pair.mean_before - cut @ pair.mean
+    module.set_weight(const, stored(const.name, w.astype(const.type.dtype.numpy), made_by))
+    if free:
+        _add_bias(module, linear, missing + (_array(site.original.bias)[site.rows] if site.original.bias is not None else 0),
+                  made_by)
+    return pair.error(full, w)
+
+
+def _pair(site: Site, track: Track, before: Track) -> Pair:
     """The moments of a site."""
     import torch
 
@@ -161,7 +170,7 @@ def _add_bias(module: Module, linear: Linear, bias: np.ndarray, made_by: str) ->
         module.main.set_operand(linear, "bias", module.add_const(name, weight))
 
 
-def _stored(name: str, array: np.ndarray, made_by: str) -> ArrayWeight:
+def stored(name: str, array: np.ndarray, made_by: str) -> ArrayWeight:
     """An array as a weight whose numbers lie in a temporary file, which goes when they do."""
     with tempfile.TemporaryFile() as file:
         np.ascontiguousarray(array).tofile(file)
