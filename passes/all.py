@@ -10,6 +10,7 @@ import ingot.passes.cleanup.dce
 import ingot.passes.cleanup.fold_constants
 import ingot.passes.fusion.fuse
 import ingot.passes.grouping.gqa
+import ingot.passes.healing.heal
 import ingot.passes.lora.lora_inputs
 import ingot.passes.lora.merge_lora
 import ingot.passes.pruning.prune
@@ -19,3 +20,4 @@ import ingot.passes.quantization.quantize_inputs
 import ingot.passes.quantization.smooth
 import ingot.passes.recognition.recognize
 import ingot.passes.rotation.rotate
+import ingot.passes.sparsity.sparsify  # noqa: F401

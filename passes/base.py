@@ -37,7 +37,8 @@ class Context:
     calibration: batches of token ids [n, s] (i64), or None. progress: called with (done, total, what).
     misses: collects near misses of rewriting rules when a list. applied: how often each rule applied, by its name.
     details: a pass's own entries for its receipt. stage: the pass that runs, as pipeline text. journal: where a pass that takes
-    long keeps what it has finished. source: what the calibration batches are made of, for receipts.
+    long keeps what it has finished. source: what the calibration batches are made of, for receipts. teacher: the module as it
+    was before the first pass that lost something (see `Pass.loses`), or None.
     """
 
     calibration: Any = None
@@ -48,6 +49,7 @@ class Context:
     stage: str = ""
     journal: Journal = field(default_factory=Journal)
     source: str = ""
+    teacher: Module | None = None
 
     def step(self, done: int, total: int, what: str) -> None:
         """Report progress, where somebody listens."""
@@ -77,11 +79,13 @@ class Pass(ABC):
     limits: ClassVar[Mapping[str, float]] = {"relative": 1.4}
     """What `--check` allows a lossy pass: the greatest "relative" error of an output and "kl" (nats), the least "top1"."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """What must be given: "calibration"."""
+    """What must be given: "calibration" text; a "teacher", which a pass before it that loses something leaves behind."""
     establishes: ClassVar[tuple[str, ...]] = ()
     """Facts about the module that hold afterwards ("quantized", "cached", "fused")."""
     not_after: ClassVar[Mapping[str, str]] = {}
     """Facts under which the pass is refused, each with the reason as one sentence."""
+    wanted: ClassVar[bool] = False
+    """Of an edit: whether the model is to compute what it does afterwards (an adapter was merged), rather than what it did."""
     may_match_nothing: ClassVar[bool] = False
     """Whether zero sites is a normal outcome (clean-up passes), rather than an error when the user named the pass."""
 
@@ -96,6 +100,11 @@ class Pass(ABC):
     def requires(self) -> tuple[str, ...]:
         """What must be given for these options; `needs` unless a pass says otherwise."""
         return self.needs
+
+    @property
+    def loses(self) -> bool:
+        """Whether what the model computed before is what it should come near to again."""
+        return self.contract == "lossy" or (self.contract == "edit" and not self.wanted)
 
     def look(self) -> None:  # noqa: B027  (most passes name no files)
         """Look at the files that options name, before any work starts. Raises IngotError when they are not as they should."""

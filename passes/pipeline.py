@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ingot.errors import NothingMatched, PassError
+from ingot.ir.copy import copy_module
 from ingot.ir.module import Module
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.text.parser import split_pipeline
@@ -73,13 +74,14 @@ def parse_pipeline(text: str) -> list[Pass]:
     return out
 
 
-def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool = False) -> set[str]:
+def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool = False, has_teacher: bool = False) -> set[str]:
     """Refuse a pipeline whose order cannot work, or whose passes name files that are not what they should be.
 
     Returns the facts that will hold of the module after it (`Pass.establishes`).
     Raises PassError with one sentence (for files, what `Pass.look` raises), before any work starts.
     """
     facts = {str(f): "what was done to this module before" for f in str(module.meta.get("facts", "")).split()}
+    loser, edit = None, None
     for p in passes:
         p.look()
         for fact, reason in p.not_after.items():
@@ -87,6 +89,15 @@ def check_order(passes: Sequence[Pass], module: Module, *, has_calibration: bool
                 raise PassError(f"{p.name} cannot follow {facts[fact]}: {reason}")
         if "calibration" in p.requires() and not has_calibration:
             raise PassError(f"{p.name} needs calibration text", hint="give a file with --calib")
+        if "teacher" in p.requires() and not has_teacher:
+            if loser is None:
+                raise PassError(f"{p.name} makes good what passes before it cost, and none of them costs anything",
+                                hint=f"put it behind one that does, in the same pipeline: prune,{p.name}")
+            if edit is not None:
+                raise PassError(f"{p.name} would take back {edit.name}, which stands behind {loser.name}",
+                                hint=f"put {edit.name} before {loser.name}")
+        edit = p if p.wanted and loser is not None and "teacher" not in p.requires() else edit
+        loser = p if p.loses and loser is None else loser
         for fact in p.establishes:
             facts[fact] = p.name
     return set(facts)
@@ -100,14 +111,22 @@ def run_pipeline(module: Module, passes: Sequence[Pass], ctx: Context | None = N
     Raises PassError when a pass that should change something matched nothing, ContractError for a broken contract.
     """
     ctx = ctx or Context()
-    check_order(passes, module, has_calibration=ctx.calibration is not None)
+    check_order(passes, module, has_calibration=ctx.calibration is not None, has_teacher=ctx.teacher is not None)
     receipts: list[Receipt] = []
     for index, p in enumerate(passes):
+        keep_teacher(module, p, passes[index + 1:], ctx)
         receipt = run_pass(module, p, ctx, check=check)
         receipts.append(receipt)
         if on_stage is not None:
             on_stage(index, p, module, receipt)
     return receipts
+
+
+def keep_teacher(module: Module, p: Pass, later: Sequence[Pass], ctx: Context) -> None:
+    """To be called before each pass of a pipeline: where it is the first to lose something, and one of the `later` ones makes
+    such losses good, the module as it stands is the teacher."""
+    if p.loses and ctx.teacher is None and any("teacher" in each.requires() for each in later):
+        ctx.teacher = copy_module(module)
 
 
 def run_pass(module: Module, p: Pass, ctx: Context, *, check: Check | None = None) -> Receipt:

@@ -121,14 +121,14 @@ def integer(words, zero, bits, PART: tl.constexpr, BITS: tl.constexpr):
     """
     SHIFT: tl.constexpr = PART % (16 // BITS) * BITS
     half = words if PART < 16 // BITS else words >> 16
-    found = (half & (((1 << BITS) - 1) << SHIFT)) | bits
-    return found.to(tl.float32, bitcast=True) - (zero * (1 << SHIFT) + 8388608.0)
+    found = (half & (((1 << BITS) - 1) << SHIFT)) | bits  # pyright: ignore[reportOperatorIssue]
+    return found.to(tl.float32, bitcast=True) - (zero * (1 << SHIFT) + 8388608.0)  # pyright: ignore[reportOperatorIssue]
 
 
 @triton.jit
 def unshifted(PART: tl.constexpr, BITS: tl.constexpr):
     """What `integer` is to be multiplied by."""
-    return 1.0 / (1 << (PART % (16 // BITS) * BITS))
+    return 1.0 / (1 << (PART % (16 // BITS) * BITS))  # pyright: ignore[reportOperatorIssue]
 
 
 @triton.jit
@@ -142,7 +142,7 @@ def minifloat(words, PART: tl.constexpr, EXPONENT: tl.constexpr, FRACTION: tl.co
     AT: tl.constexpr = PART % (16 // BITS) * BITS
     SIGN: tl.constexpr = 16 - BITS - AT
     UP: tl.constexpr = 10 - FRACTION - AT
-    SIZE: tl.constexpr = ((1 << (BITS - 1)) - 1) << (10 - FRACTION)
+    SIZE: tl.constexpr = ((1 << (BITS - 1)) - 1) << (10 - FRACTION)  # pyright: ignore[reportOperatorIssue]
     moved = words << UP if UP >= 0 else words >> -UP
     both = ((words << SIGN) & -0x7FFF8000) | (moved & (SIZE * 65537))
     half = both if PART < 16 // BITS else both >> 16

@@ -52,7 +52,7 @@ class Minifloat(Grid):
 
     def nearest_values(self, w: np.ndarray, step: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
         x = np.clip(divided(w, step), -self.peak, self.peak).astype(np.float32, copy=False)
-        info = ml_dtypes.finfo(self.code.numpy)
+        info = ml_dtypes.finfo(self.code.numpy)  # type: ignore[no-untyped-call]
         # A float32 without its sign and mantissa is the power of two at or below it.
         gap = np.maximum((x.view(np.int32) & 0x7F800000).view(np.float32), np.float32(2.0**info.minexp))
         gap *= np.float32(2.0**-info.nmant)

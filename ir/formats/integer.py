@@ -52,7 +52,7 @@ class Integer(Format):
 
     def nearest_values(self, w: np.ndarray, step: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
         offset = step.dtype.type(self.middle) if zero is None else zero.astype(step.dtype)
-        codes = np.rint(divided(w, step))
+        codes: np.ndarray = np.rint(divided(w, step))
         np.minimum(np.maximum(codes, -offset, out=codes), self.levels - 1 - offset, out=codes)
         codes *= step
         return codes

@@ -42,6 +42,7 @@ class LoraInputs(Pass):
 
     name = PASS
     contract: ClassVar[Contract] = "edit"
+    wanted = True
     establishes = ("adapters",)
     not_after = {"adapters": "it has adapters to choose from already"}  # noqa: RUF012
 

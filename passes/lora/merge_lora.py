@@ -40,6 +40,7 @@ class MergeLora(Pass):
 
     name = MADE_BY
     contract: ClassVar[Contract] = "edit"
+    wanted = True
 
     adapter: tuple[str, ...] = option(doc="directories with adapter_config.json and adapter_model.safetensors, joined by +")
     scale: tuple[float, ...] = option((), doc="how much of each, joined by + (all of it)")

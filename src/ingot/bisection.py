@@ -27,7 +27,7 @@ from ingot.passes.contracts.repro import read_repro, rerun
 from ingot.passes.contracts.slices import extract, work
 from ingot.passes.contracts.snapshot import Pair, Snapshot
 from ingot.passes.contracts.trial import run_on
-from ingot.passes.pipeline import check_order, parse_pipeline, run_pass
+from ingot.passes.pipeline import check_order, keep_teacher, parse_pipeline, run_pass
 
 LIMITS = {"relative": 1e-3, "max-abs": 1e-3, "kl": 1e-3, "top1": 0.99}
 """Metrics, and what they may come to unless told otherwise: the greatest value, for top1 the least."""
@@ -183,7 +183,8 @@ class _Bisector:
     def _after(self, module: Module, start: int, stop: int) -> Module:
         """A copy of what the first `start` passes made, after those up to `stop`."""
         twin = copy_module(module)
-        for p in self.pipeline[start:stop]:
+        for index, p in enumerate(self.pipeline[start:stop], start):
+            keep_teacher(twin, p, self.pipeline[index + 1:], self.ctx)
             with suppress(NothingMatched):  # behind a wrong pass there may be nothing left for it
                 run_pass(twin, p, self.ctx)
         return twin
