@@ -13,7 +13,7 @@ _MOMENTS = "passes/calibration/moments.py"
 _AS_PUBLISHED = "tests/passes/test_gptq.py::test_is_the_paper_s_update_by_the_inverse[4]"
 _MEANS = "tests/passes/test_gptq.py::test_moments_are_means_over_all_tokens"
 _LESS = "tests/passes/test_gptq.py::test_loses_less_than_the_nearest_codes_under_the_best_steps"
-_LEAST_SQUARES = "tests/passes/test_gptq.py::test_compensation_is_the_least_squares_weight"
+_LACK = "tests/passes/test_gptq.py::test_what_the_residual_sum_lacks"
 _PLAIN: dict[str, Any] = {"place": "pre", "final_norm": True, "mlp": "plain", "width": 8}
 _UNTIED: dict[str, Any] = {**_PLAIN, "tied": False}
 
@@ -75,22 +75,28 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("gptq-factor-of-the-other-triangle", _GPTQ,
            "np.linalg.cholesky(damped[np.ix_(order[::-1], order[::-1])])[::-1, ::-1]",
            "np.linalg.cholesky(damped[np.ix_(order, order)]).T", (diff(_AS_PUBLISHED),)),
-    Mutant("gptq-errors-pushed-the-other-way", _GPTQ, "x = wanted[j - start] + how.pull[j, start:j]",
-           "x = wanted[j - start] - how.pull[j, start:j]", (diff(_AS_PUBLISHED),)),
+    Mutant("gptq-errors-pushed-the-other-way", _GPTQ, "x = wanted[j - start] + how.pull[j, block:j]",
+           "x = wanted[j - start] - how.pull[j, block:j]", (diff(_AS_PUBLISHED),)),
+    Mutant("gptq-errors-stay-in-their-block", _GPTQ, "if j == block > start:", "if j < 0:",
+           (diff("tests/passes/test_gptq.py::test_errors_reach_the_columns_behind_their_block"),)),
     Mutant("gptq-errors-stay-in-their-group", _GPTQ, "wanted = target[columns] + how.pull[start:stop, :start] @ error[:start]",
            "wanted = target[columns]", (diff(_AS_PUBLISHED),)),
-    Mutant("act-order-not-undone", _GPTQ, "values[column] = fmt.decode(fmt.encode(x, *each), *each)\n"
+    Mutant("act-order-not-undone", _GPTQ, "values[column] = fmt.nearest_values(x, *each)\n"
            "            error[j] = target[column] - values[column]",
-           "values[j] = fmt.decode(fmt.encode(x, *each), *each)\n            error[j] = target[column] - values[j]",
+           "values[j] = fmt.nearest_values(x, *each)\n            error[j] = target[column] - values[j]",
            (diff(_AS_PUBLISHED),)),
     Mutant("steps-in-the-order-of-importance", _GPTQ, "index = start + len(columns), columns[0] // how.group",
            "index = start + len(columns), start // how.group", (diff(_AS_PUBLISHED), prop(f"{_LESS}[True-int4]"))),
     Mutant("least-important-columns-first", _GPTQ, "key=lambda span: -size[span].mean()", "key=lambda span: size[span].mean()",
            (example("tests/passes/test_gptq.py::test_columns_go_by_importance_within_whole_groups"),)),
-    Mutant("drift-of-the-other-sign", _MOMENTS, "drift.addmm_((original.rows(twins[x], batch) - rows).T, rows)",
-           "drift.addmm_((rows - original.rows(twins[x], batch)).T, rows)",
+    Mutant("drift-of-the-other-sign", _MOMENTS, "moved = original.rows(twins[x], batch) - rows",
+           "moved = rows - original.rows(twins[x], batch)",
            (diff(_MEANS),)),
-    Mutant("compensation-forgets-the-residual", _MOMENTS, "lack += self.lack[linear]", "pass", (diff(_LEAST_SQUARES),)),
+    Mutant("compensation-forgets-the-residual", _MOMENTS,
+           "missing = original.rows(twins[other], batch) - track.rows(other, batch)",
+           "missing = torch.zeros_like(track.rows(other, batch))", (diff(_LACK),)),
+    Mutant("squares-of-the-first-block-alone", _MOMENTS, "for start in range(0, len(total), _BLOCK):",
+           "for start in range(0, min(len(total), _BLOCK), _BLOCK):", (diff(_MEANS),)),
     Mutant("moments-not-averaged", _MOMENTS, "return Moments(second.mul_(scale).numpy(),", "return Moments(second.numpy(),",
            (diff(_MEANS),)),
 )

@@ -28,9 +28,9 @@ APART = 1.0
 
 @dataclass(frozen=True)
 class Heal(Pass):
-    """Trains a decoder to predict what it predicted before the passes that cost something: distillation from the module as it
-    stood before the first lossy one (merged adapters included), on calibration text.
+    """Trains a decoder to predict what it predicted before the passes that cost something.
 
+    That is distillation on calibration text, from the module as it stood before the first lossy pass (merged adapters included).
     All weights and biases of linears and norms learn, whole or by low-rank additions that are merged afterwards: neither the
     graph nor a shape changes. Quantised weights learn through their rounding and are written back as codes of the same format;
     zeros of sparse weights stay zeros. A part of the text is held out, and the weights that did best on it are what stays, so

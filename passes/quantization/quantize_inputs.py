@@ -19,9 +19,10 @@ from ingot.passes.calibration.calibrate import peaks
 
 @dataclass(frozen=True)
 class QuantizeInputs(Pass):
-    """Codes the inputs of linears in int8: with 8-bit weights that is W8A8, exact products of integers on CPUs and GPUs.
+    """Codes the inputs of linears on quantised weights in int8: with 8-bit weights, that is W8A8.
 
-    Put smooth before quantize: channels of uneven size share a step here.
+    onnxruntime then multiplies integers wherever many rows go through a linear at once. Put smooth before quantize: channels of
+    uneven size share a step here.
     """
 
     name = "quantize-inputs"

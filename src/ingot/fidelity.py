@@ -41,7 +41,7 @@ class Fidelity:
     def __init__(self, module: Module, pipeline: Sequence[Pass], *, directory: Path | None, text: Files | None = None) -> None:
         """directory: where the tokenizer lies. Raises GenerateError for a file that holds no text, PassError for one
         of another tokenizer."""
-        lossy = [p for p in pipeline if p.contract == "lossy" or (p.contract == "cache" and p.requires())]
+        lossy = [p for p in pipeline if p.loses or (p.contract == "cache" and p.requires())]
         self.text = text
         self.domains: dict[str, Ids] = {}
         self.original: Module | None = None
@@ -49,7 +49,7 @@ class Fidelity:
             context = min(CONTEXT, int(module.meta.get("context", CONTEXT)))
             self.domains = _domains(directory, files_of(text), context=context, built_in=not large(module))
             check_known(self.domains.values(), int(module.meta.get("vocab", 0)), where=described(text))
-        self._first = next((i for i, p in enumerate(pipeline) if p.contract in ("lossy", "cache")), -1)
+        self._first = next((i for i, p in enumerate(pipeline) if p.loses or p.contract == "cache"), -1)
 
     def before(self, index: int, module: Module) -> None:
         """To be told before each pass of the pipeline."""

@@ -95,6 +95,16 @@ def test_columns_go_by_importance_within_whole_groups() -> None:
     assert not how.pull.any()
 
 
+def test_errors_reach_the_columns_behind_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, fmt, how = weight(), format_named("int3"), feedback(moments(correlated(80)), group=40)
+    codes = []
+    for block in (4, 7, 128):
+        monkeypatch.setattr("ingot.passes.quantization.gptq._BLOCK", block)
+        codes.append(gptq(w, fmt, how).codes)
+    assert (codes[0] == codes[2]).mean() > 0.99
+    assert (codes[1] == codes[2]).mean() > 0.99
+
+
 def test_inputs_that_are_always_zero() -> None:
     """Are counted, keep the nearest code, and disturb no other."""
     x = correlated(80)
@@ -168,7 +178,8 @@ def quantised(module: Module, options: str) -> tuple[Module, dict[str, object]]:
     return after, receipt.details
 
 
-def test_moments_are_means_over_all_tokens() -> None:
+def test_moments_are_means_over_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingot.passes.calibration.moments._BLOCK", 12)
     module = decoder()
     original, twins = copied(module)
     embed = original.consts["embed"]
