@@ -90,10 +90,11 @@ def sampled(checkpoint: Path, out: Path, *, count: int, seed: int) -> None:
 def main(checkpoint: Path, text: Path, calib: Path, sample: bool, every: int, calib_tokens: int, only: tuple[str, ...],
          out: Path | None, worker: str | None) -> None:
     if worker is not None:
+        from ingot.calibration import in_turn
         from ingot.runtime.evaluate import load_chunks, merged
 
         domains = list(load_chunks(calib).values())
-        turns = [rows[i] for i in range(max(map(len, domains))) for rows in domains if i < len(rows)]
+        turns = list(in_turn(domains))
         method, _, heads = worker.rpartition(" ")
         print(json.dumps(measured(checkpoint, method, int(heads), merged(load_chunks(text))[::every],
                                   np.stack(turns[:max(1, calib_tokens // len(turns[0]))]))))

@@ -81,10 +81,11 @@ def measured(checkpoint: Path, method: str, percent: int, text: np.ndarray, cali
 def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: int, only: tuple[str, ...], out: Path | None,
          worker: str | None) -> None:
     if worker is not None:
+        from ingot.calibration import in_turn
         from ingot.runtime.evaluate import load_chunks, merged
 
         domains = list(load_chunks(calib).values())
-        turns = [rows[i] for i in range(max(map(len, domains))) for rows in domains if i < len(rows)]
+        turns = list(in_turn(domains))
         method, _, percent = worker.rpartition(" ")
         print(json.dumps(measured(checkpoint, method, int(percent), merged(load_chunks(text))[::every],
                                   np.stack(turns[:calib_chunks]))))

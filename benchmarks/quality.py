@@ -56,12 +56,12 @@ OPTIONS = "lm-head=none"
 """The output projection stays as it is everywhere, so that the rows compare what is rounded in the layers."""
 
 
-def in_turn(path: Path, count: int | None) -> np.ndarray:
+def calibration_text(path: Path, count: int | None) -> np.ndarray:
     """Chunks of all domains, one of each in turn, i64[n, tokens]."""
+    from ingot.calibration import in_turn
     from ingot.runtime.evaluate import load_chunks
 
-    domains = list(load_chunks(path).values())
-    return np.stack([d[i] for i in range(max(map(len, domains))) for d in domains if i < len(d)][:count])
+    return np.stack(list(in_turn(list(load_chunks(path).values())))[:count])
 
 
 def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.ndarray, context: int) -> dict[str, object]:
@@ -115,7 +115,7 @@ def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: in
         chunks = merged(load_chunks(text))[::every]
         where = checkpoint if worker in PIPELINES else Path(worker)
         print(json.dumps(measured(where, PIPELINES.get(worker, "").replace("OPTIONS", OPTIONS), chunks,
-                                  in_turn(calib, calib_chunks), context)))
+                                  calibration_text(calib, calib_chunks), context)))
         return
     records = json.loads(out.read_text()) if out is not None and out.exists() else {}
     theirs = {folder.name: folder for folder in sorted(rivals.iterdir())} if rivals is not None else {}

@@ -14,7 +14,9 @@ from ingot.ir.value import Const, Value
 
 _CODES = P(Cast, P(Clamp, P(Round, P(Div, V("x"), V("step"))), least=-128.0, greatest=127.0))
 
-_TOKEN_STEP = P(Mul, P(Clamp, P(Max, P(Abs, V("x"))), least=1e-30), S())
+LEAST = 1e-30
+"""What a greatest magnitude is taken for at the least, so that a step is never zero."""
+_TOKEN_STEP = P(Mul, P(Clamp, P(Max, P(Abs, V("x"))), least=LEAST), S(equals=1 / 127))
 
 
 def encode(b: Builder, x: Value, step: Value) -> Value:
@@ -30,7 +32,7 @@ def decode(b: Builder, codes: Value, step: Value, dtype: DType) -> Value:
 def token_step(b: Builder, x: Value) -> Value:
     """The step, [..., 1], by which the greatest magnitude in the last axis of x becomes 127."""
     peak = b(Max(b(Abs(x)), axis=(-1,), keep=True))
-    return b(Mul(b(Clamp(peak, 1e-30)), b(Scalar(1 / 127, x.type.dtype))))
+    return b(Mul(b(Clamp(peak, LEAST)), b(Scalar(1 / 127, x.type.dtype))))
 
 
 def rounded(value: Value) -> tuple[Value, Const | None]:
@@ -39,7 +41,7 @@ def rounded(value: Value) -> tuple[Value, Const | None]:
     Raises NoMatch where it is coded in another way.
     """
     read = value.op
-    if not isinstance(read, Mul) or not isinstance(read.x.op, Cast) or read.x.op.x.op is None or read.x.type.dtype == i8:
+    if not isinstance(read, Mul) or not isinstance(read.x.op, Cast) or read.x.op.x.op is None:
         raise NoMatch("not read from int8 codes", value)
     code = match(_CODES, read.x.op.x.op)
     x, step = code["x"], code["step"]

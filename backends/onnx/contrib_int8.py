@@ -44,7 +44,7 @@ def linear(op: Linear, lo: Lowering) -> str:
     given, own = _rounded(op.x)
     x, middle = lo(given), lo.const(128, u8)
     if own is not None:
-        step = lo.emit("Squeeze", lo.weight(own)) if own.type.rank else lo.weight(own)
+        step = _one(lo, own)
         coded = lo.emit("QuantizeLinear", x, step, middle)
         y = lo.emit("MatMulIntegerToFloat", coded, w, step, w_scale, middle, domain=CONTRIB_DOMAIN)
         return y if op.bias is None else lo.emit("Add", y, lo(op.bias))
@@ -62,9 +62,13 @@ def coded_and_read(op: Mul, lo: Lowering) -> str:
     x, step = _rounded(op.result)
     if step is None or op.result.type.dtype != f32:
         raise Decline("not rounded by one step")
-    one = lo.emit("Squeeze", lo.weight(step)) if step.type.rank else lo.weight(step)
-    middle = lo.const(128, u8)
+    one, middle = _one(lo, step), lo.const(128, u8)
     return lo.emit("DequantizeLinear", lo.emit("QuantizeLinear", lo(x), one, middle), one, middle)
+
+
+def _one(lo: Lowering, step: Const) -> str:
+    """A step for all as a scalar."""
+    return lo.emit("Squeeze", lo.weight(step)) if step.type.rank else lo.weight(step)
 
 
 def _rounded(value: Value) -> tuple[Value, Const | None]:

@@ -16,7 +16,7 @@ from ingot.passes.calibration.moments import added_to
 from ingot.passes.calibration.track import Track
 from ingot.passes.contracts.slices import extract
 from ingot.passes.pruning.evidence import token_weights
-from ingot.passes.pruning.refit import stored
+from ingot.passes.stored import stored
 
 if TYPE_CHECKING:
     import torch

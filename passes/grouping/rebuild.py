@@ -16,7 +16,7 @@ from ingot.ir.value import Const, Value
 from ingot.ir.weights import ArrayWeight, derived
 from ingot.passes.grouping.heads import Heads
 from ingot.passes.grouping.site import Site, Stream
-from ingot.passes.pruning.refit import stored
+from ingot.passes.stored import stored
 
 
 def rebuild(func: Func, site: Site, heads: Heads, places: np.ndarray, *, made_by: str) -> Attention:

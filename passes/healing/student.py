@@ -18,11 +18,11 @@ from ingot.ir.ops.norm import BatchNorm, GroupNorm, LayerNorm, RmsNorm, SkipLaye
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.value import Const, Value
 from ingot.ir.weights import UnknownWeight, call
-from ingot.passes.pruning.refit import stored
 from ingot.passes.quantization import rtn
 from ingot.passes.quantization.quantize import output_linears
 from ingot.passes.quantization.sequential import held
 from ingot.passes.rotation.untie import label
+from ingot.passes.stored import stored
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from ingot.passes.base import Context
 from ingot.passes.calibration.moments import added_to
 from ingot.passes.calibration.track import Track
 from ingot.passes.pruning.evidence import token_weights
+from ingot.passes.stored import stored
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,3 @@ def _add_bias(module: Module, linear: Linear, bias: np.ndarray, made_by: str) ->
         module.set_weight(linear.bias, weight)
     else:
         module.main.set_operand(linear, "bias", module.add_const(name, weight))
-
-
-def stored(name: str, array: np.ndarray, made_by: str) -> ArrayWeight:
-    """An array as a weight whose numbers lie in a temporary file, which goes when they do."""
-    with tempfile.TemporaryFile() as file:
-        np.ascontiguousarray(array).tofile(file)
-        file.flush()
-        kept = np.memmap(file, array.dtype, "r", shape=array.shape)
-    return ArrayWeight(kept, call("computed", **{"pass": made_by, "key": name}))
-

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ingot.ir.int8_coding import decode, encode, token_step
+from ingot.ir.int8_coding import LEAST, decode, encode, token_step
 from ingot.ir.module import Builder, Func, Module
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.ops.quant import Dequantize
@@ -42,7 +42,7 @@ class QuantizeInputs(Pass):
         watched = [x for values in found.values() for x in values]
         steps: dict[Value, np.ndarray] = {}
         if self.scale == "tensor" and watched:
-            steps = {x: np.maximum(peak.reshape(1), 1e-30) / np.float32(127)
+            steps = {x: np.maximum(peak.reshape(1), LEAST) / np.float32(127)
                      for x, peak in peaks(module, watched, ctx, keep=()).items()}
         for func, values in found.items():
             for x, readers in values.items():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from ingot.ir.module import Func, Module
 from ingot.ir.op import Op
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.value import Const, Value
-from ingot.ir.weights import ArrayWeight, Weight, call
+from ingot.ir.weights import Weight
 from ingot.passes.base import Context
 from ingot.passes.calibration.moments import Moments, gather
 from ingot.passes.calibration.track import Track
 from ingot.passes.quantization.gptq import Feedback, feedback, gptq
 from ingot.passes.quantization.scheme import Scheme
+from ingot.passes.stored import stored
 
 RIDGE = 0.2
 """Part of the mean moment that keeps a weight that compensates near the original."""
@@ -36,42 +37,57 @@ def quantize_in_order(module: Module, sites: Mapping[Const, Scheme], ctx: Contex
     taken from there, and everything behind them is computed as if they were new. Raises PassError, naming the weight, where
     its input is not finite, or where its codes lose more than zeros would.
     """
-    func = module.main
     journal = ctx.journal.section(module, ctx.stage, ctx.calibration)
-    track = Track(module, ctx.calibration)
-    original, twins = None, dict[Value, Value]()
-    if compensate:
-        twin, twins = copied(module)
-        original = Track(twin, ctx.calibration)
     lost: dict[str, float] = {}
     dead: dict[str, int] = {}
     resumed = 0
-    for x, readers in by_input(func, sites).items():
-        consts = list(dict.fromkeys(reader.w for reader in readers if isinstance(reader.w, Const)))
-        ctx.step(len(lost), len(sites), consts[0].name)
-        track.advance(readers[0])
-        if original is not None and (stop := twins[readers[0].result].op) is not None:
-            original.advance(stop)
-        moments: Moments | None = None
+    for consts, readers, moments in measured_in_order(module, sites, ctx, compensate=compensate):
         how: dict[int, Feedback] = {}
         for const in consts:
             users = [reader for reader in readers if reader.w is const]
             made = journal.read(const.name, sites[const].types_of(const))
             resumed += made is not None
             if made is None:
-                moments = moments or gather(x, readers, track, original, twins)
-                made = _made(const, users[0], sites[const], moments, how)
+                made = _made(const, users[0], sites[const], moments(), how)
                 journal.write(const.name, *made)
             parts, facts = made
             lost[const.name] = facts["lost"]
             if facts["dead"]:
                 dead[consts[0].name] = facts["dead"]
-            sites[const].place(func, const, users, held(const, parts, sites[const].format, made_by=made_by))
+            sites[const].place(module.main, const, users, held(const, parts, sites[const].format, made_by=made_by))
             ctx.step(len(lost), len(sites), f"{const.name} lost {facts['lost']:.2g}")
     worst = max(lost, key=lost.__getitem__)
     found = {"lost": {"mean": float(np.mean(list(lost.values()))), "worst": lost[worst], "weight": worst},
              "dead_inputs": sum(dead.values()), "sites": [{"name": name, "error": part} for name, part in lost.items()]}
     return found | ({"dead": dead} if dead else {}) | ({"resumed": resumed} if resumed else {})
+
+
+def measured_in_order(module: Module, consts: Collection[Const], ctx: Context, *, compensate: bool,
+                      ) -> Iterator[tuple[list[Const], list[Linear], Callable[[], Moments]]]:
+    """The weights of linears of the main func by what these read, in graph order: (weights, linears, what gives the moments).
+
+    The module is run up to each stop, with what has been done to it by then; compensate: the original beside it. Moments are
+    gathered when they are first asked for, which must be before the next stop.
+    """
+    track = Track(module, ctx.calibration)
+    original, twins = None, dict[Value, Value]()
+    if compensate:
+        twin, twins = copied(module)
+        original = Track(twin, ctx.calibration)
+    done = 0
+    for x, readers in by_input(module.main, consts).items():
+        behind = list(dict.fromkeys(reader.w for reader in readers if isinstance(reader.w, Const)))
+        ctx.step(done, len(consts), behind[0].name)
+        track.advance(readers[0])
+        if original is not None and (stop := twins[readers[0].result].op) is not None:
+            original.advance(stop)
+
+        @cache
+        def moments(x: Value = x, readers: Sequence[Linear] = tuple(readers)) -> Moments:
+            return gather(x, readers, track, original, twins)
+
+        yield behind, readers, moments
+        done += len(behind)
 
 
 def in_order(module: Module, consts: Collection[Const]) -> list[Const]:
@@ -122,13 +138,6 @@ def _coded(const: Const, linear: Linear, scheme: Scheme, moments: Moments,
 
 
 def held(const: Const, parts: Mapping[str, np.ndarray], fmt: Format, *, made_by: str) -> dict[str, Weight]:
-    """The operands of `dequantize` as weights whose numbers lie in a temporary file, which goes when they do."""
-    out: dict[str, Weight] = {}
-    for part, array in parts.items():
-        with tempfile.TemporaryFile() as file:
-            np.ascontiguousarray(array).tofile(file)
-            file.flush()
-            kept = np.memmap(file, array.dtype, "r", shape=array.shape) if array.ndim else array
-        source = call("computed", **{"pass": made_by, "key": f"{const.name}.{part}"})
-        out[part] = ArrayWeight(kept, source, fmt.code if part in ("packed", "zero") else None)
-    return out
+    """The operands of `dequantize` as weights whose numbers lie in temporary files."""
+    return {part: stored(f"{const.name}.{part}", array, made_by, fmt.code if part in ("packed", "zero") else None)
+            for part, array in parts.items()}

@@ -10,20 +10,17 @@ from typing import ClassVar
 import numpy as np
 
 from ingot.errors import PassError
-from ingot.ir.copy import copied
 from ingot.ir.module import Module
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.types import TensorType, f32
-from ingot.ir.value import Const, Value
+from ingot.ir.value import Const
 from ingot.ir.weights import derived
 from ingot.passes.base import Context, Contract, Pass, option
-from ingot.passes.calibration.moments import gather
-from ingot.passes.calibration.track import Track
-from ingot.passes.pruning.refit import stored
 from ingot.passes.quantization.quantize import output_linears
 from ingot.passes.quantization.select_weights import selected
-from ingot.passes.quantization.sequential import RIDGE, by_input, in_order
+from ingot.passes.quantization.sequential import RIDGE, in_order, measured_in_order
 from ingot.passes.sparsity.masks import Pattern, magnitude, sparsegpt, wanda
+from ingot.passes.stored import stored
 
 SPANS = {"unstructured": None, "2:4": 4, "4:8": 8}
 
@@ -87,29 +84,21 @@ class Sparsify(Pass):
         """Thin weights out in graph order, each on what the text shows behind those before it; the part of what each computes
         that is lost, by name. What an interrupted run has finished is taken from its journal."""
         journal = ctx.journal.section(module, ctx.stage, ctx.calibration)
-        track = Track(module, ctx.calibration)
-        original, twins = None, dict[Value, Value]()
-        if self.method == "sparsegpt":
-            twin, twins = copied(module)
-            original = Track(twin, ctx.calibration)
+        compensate = self.method == "sparsegpt"
         errors: dict[str, float] = {}
-        for x, readers in by_input(module.main, consts).items():
-            track.advance(readers[0])
-            if original is not None and (stop := twins[readers[0].result].op) is not None:
-                original.advance(stop)
-            moments = None
-            for const in dict.fromkeys(reader.w for reader in readers if isinstance(reader.w, Const)):
+        for behind, readers, moments in measured_in_order(module, consts, ctx, compensate=compensate):
+            for const in behind:
                 ctx.step(len(errors), len(consts), const.name)
                 made = journal.read(const.name, {"w": TensorType(f32, const.type.dims)})
                 if made is None:
-                    moments = moments or gather(x, readers, track, original, twins)
+                    found = moments()
                     w = const.weight.materialize().astype(np.float32)
-                    if not np.isfinite(moments.second).all():
+                    if not np.isfinite(found.second).all():
                         raise PassError("its input is not finite on the calibration text", where=f"@{const.name}")
                     linear = next(reader for reader in readers if reader.w is const)
-                    target = moments.target(linear, w, ridge=RIDGE) if original is not None else w
-                    thin = (sparsegpt if self.method == "sparsegpt" else wanda)(target, moments.second, pattern)
-                    made = {"w": thin}, {"lost": _lost(target, thin, moments.second)}
+                    target = found.target(linear, w, ridge=RIDGE) if compensate else w
+                    thin = (sparsegpt if compensate else wanda)(target, found.second, pattern)
+                    made = {"w": thin}, {"lost": _lost(target, thin, found.second)}
                     journal.write(const.name, *made)
                 errors[const.name] = made[1]["lost"]
                 module.set_weight(const, stored(const.name, made[0]["w"].astype(const.type.dtype.numpy), self.name))
