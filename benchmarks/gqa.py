@@ -10,14 +10,13 @@ float32, and perplexity of the same ones.
 
 import json
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from rows import calibration_chunks, every_chunk, measure_rows
 
 METHODS = {
     "mean": "gqa{kv-heads=HEADS method=mean}",
@@ -90,26 +89,17 @@ def sampled(checkpoint: Path, out: Path, *, count: int, seed: int) -> None:
 def main(checkpoint: Path, text: Path, calib: Path, sample: bool, every: int, calib_tokens: int, only: tuple[str, ...],
          out: Path | None, worker: str | None) -> None:
     if worker is not None:
-        from ingot.calibration import in_turn
-        from ingot.runtime.evaluate import load_chunks, merged
-
-        domains = list(load_chunks(calib).values())
-        turns = list(in_turn(domains))
         method, _, heads = worker.rpartition(" ")
-        print(json.dumps(measured(checkpoint, method, int(heads), merged(load_chunks(text))[::every],
-                                  np.stack(turns[:max(1, calib_tokens // len(turns[0]))]))))
+        calibration = calibration_chunks(calib)
+        print(json.dumps(measured(checkpoint, method, int(heads), every_chunk(text, every),
+                                  calibration[:max(1, calib_tokens // calibration.shape[1])])))
         return
     for seed, (path, count) in enumerate({calib: 192, text: 48}.items()):
         if sample and not path.exists():
             sampled(checkpoint, path, count=count, seed=seed)
-    for name in only:
-        run = subprocess.run([sys.executable, *sys.argv, "--worker", name], stdout=subprocess.PIPE, text=True, check=True)
-        record = json.loads(run.stdout.splitlines()[-1])
-        click.echo(f"{checkpoint.name} {name:14} kl {record['kl']:7.4f}  perplexity {record['perplexity']:10.3f} (was "
-                   f"{record['perplexity_before']:.3f})  {record['cpu_seconds']:7.1f} s  {record['peak_bytes'] / 1e9:5.2f} GB")
-        if out is not None:
-            records = json.loads(out.read_text()) if out.exists() else {}
-            out.write_text(json.dumps(records | {f"{checkpoint.name} {name}": record}, indent=1) + "\n")
+    measure_rows(only, out, prefix=f"{checkpoint.name} ", show=lambda name, record: (
+        f"{checkpoint.name} {name:14} kl {record['kl']:7.4f}  perplexity {record['perplexity']:10.3f} (was "
+        f"{record['perplexity_before']:.3f})  {record['cpu_seconds']:7.1f} s  {record['peak_bytes'] / 1e9:5.2f} GB"))
 
 
 if __name__ == "__main__":

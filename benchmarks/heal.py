@@ -9,13 +9,13 @@ that was lost. With --journal a run that is killed goes on where it was.
 
 import json
 import math
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import click
 import numpy as np
+from rows import calibration_chunks, every_chunk, measure_rows
 
 DAMAGE = {
     "prune 20": "prune{what=mlp ratio=PART}",
@@ -85,22 +85,12 @@ def measured(checkpoint: Path, name: str, heal: str, text: np.ndarray, calibrati
 def main(checkpoint: Path, text: Path, calib: Path, minutes: float, options: str, every: int, only: tuple[str, ...],
          journal: Path | None, out: Path | None, worker: str | None) -> None:
     if worker is not None:
-        from ingot.calibration import in_turn
-        from ingot.runtime.evaluate import load_chunks, merged
-
-        calibration = np.stack(list(in_turn(list(load_chunks(calib).values()))))
         heal = f"heal{{minutes={minutes:g}{f' {options}' if options else ''}}}"
-        print(json.dumps(measured(checkpoint, worker, heal, merged(load_chunks(text))[::every], calibration, journal)))
+        print(json.dumps(measured(checkpoint, worker, heal, every_chunk(text, every), calibration_chunks(calib), journal)))
         return
-    for name in only or DAMAGE:
-        run = subprocess.run([sys.executable, *sys.argv, "--worker", name], stdout=subprocess.PIPE, text=True, check=True)
-        record = json.loads(run.stdout.splitlines()[-1])
-        found = record["perplexity"]
-        click.echo(f"{name:16} {found['original']:8.3f}  {found['before']:8.3f} -> {found['after']:8.3f}  "
-                   f"{record['won_back']:6.1%} won back  {record['cpu_seconds']:7.1f} s")
-        if out is not None:
-            records = json.loads(out.read_text()) if out.exists() else {}
-            out.write_text(json.dumps(records | {name: record}, indent=1) + "\n")
+    measure_rows(only or DAMAGE, out, show=lambda name, record: (
+        f"{name:16} {record['perplexity']['original']:8.3f}  {record['perplexity']['before']:8.3f} -> "
+        f"{record['perplexity']['after']:8.3f}  {record['won_back']:6.1%} won back  {record['cpu_seconds']:7.1f} s"))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ blocks (attention, MLPs and their norms) that is gone.
 
 import json
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import click
 import numpy as np
+from rows import calibration_chunks, every_chunk, measure_rows
 
 METHODS = {
     "magnitude": "prune{what=mlp ratio=PART importance=magnitude repair=none uniform=true}",
@@ -81,23 +80,13 @@ def measured(checkpoint: Path, method: str, percent: int, text: np.ndarray, cali
 def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: int, only: tuple[str, ...], out: Path | None,
          worker: str | None) -> None:
     if worker is not None:
-        from ingot.calibration import in_turn
-        from ingot.runtime.evaluate import load_chunks, merged
-
-        domains = list(load_chunks(calib).values())
-        turns = list(in_turn(domains))
         method, _, percent = worker.rpartition(" ")
-        print(json.dumps(measured(checkpoint, method, int(percent), merged(load_chunks(text))[::every],
-                                  np.stack(turns[:calib_chunks]))))
+        print(json.dumps(measured(checkpoint, method, int(percent), every_chunk(text, every),
+                                  calibration_chunks(calib, calib_chunks))))
         return
-    for name in only or [f"{method} {ratio}" for ratio in RATIOS for method in METHODS]:
-        run = subprocess.run([sys.executable, *sys.argv, "--worker", name], stdout=subprocess.PIPE, text=True, check=True)
-        record = json.loads(run.stdout.splitlines()[-1])
-        click.echo(f"{name:20} {record['perplexity']:10.3f}  {record['removed']:6.1%} gone  {record['cpu_seconds']:7.1f} s  "
-                   f"{record['peak_bytes'] / 1e9:5.2f} GB")
-        if out is not None:
-            records = json.loads(out.read_text()) if out.exists() else {}
-            out.write_text(json.dumps(records | {name: record}, indent=1) + "\n")
+    measure_rows(only or [f"{method} {ratio}" for ratio in RATIOS for method in METHODS], out, show=lambda name, record: (
+        f"{name:20} {record['perplexity']:10.3f}  {record['removed']:6.1%} gone  {record['cpu_seconds']:7.1f} s  "
+        f"{record['peak_bytes'] / 1e9:5.2f} GB"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+from rows import calibration_chunks, every_chunk, keep
 
 if TYPE_CHECKING:
     from ingot.ir.module import Module
@@ -48,20 +49,19 @@ PIPELINES = {
     "mxfp4 rotate gptq": "rotate,quantize{format=mxfp4 method=gptq OPTIONS}",
     "w8a8": "quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs",
     "w8a8 smooth": "smooth,quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs",
+    "w8a8 smooth gptq": "smooth,quantize{format=int8 group=0 symmetric method=gptq OPTIONS},quantize-inputs",
     "w8a8 static": "quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs{scale=tensor}",
     "w8a8 static smooth": "smooth,quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs{scale=tensor}",
     "kv cache int8": "insert-kv-cache{dtype=int8}",
+    "kv cache int8 by token": "insert-kv-cache{dtype=int8 scale=token}",
+    "kv cache int4": "insert-kv-cache{dtype=int4}",
+    "kv cache int4 by token": "insert-kv-cache{dtype=int4 scale=token}",
+    "2:4 magnitude": "sparsify{pattern=2:4 method=magnitude}",
+    "2:4 wanda": "sparsify{pattern=2:4 method=wanda}",
+    "2:4 sparsegpt": "sparsify{pattern=2:4}",
 }
 OPTIONS = "lm-head=none"
 """The output projection stays as it is everywhere, so that the rows compare what is rounded in the layers."""
-
-
-def calibration_text(path: Path, count: int | None) -> np.ndarray:
-    """Chunks of all domains, one of each in turn, i64[n, tokens]."""
-    from ingot.calibration import in_turn
-    from ingot.runtime.evaluate import load_chunks
-
-    return np.stack(list(in_turn(list(load_chunks(path).values())))[:count])
 
 
 def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.ndarray, context: int) -> dict[str, object]:
@@ -75,6 +75,8 @@ def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.
 
     module = load(checkpoint)
     run_pipeline(module, parse_pipeline(TRACE))
+    if checkpoint.name.endswith("w8a8"):
+        round_inputs(module)
     start, busy = time.perf_counter(), time.process_time()
     batches = [row[None] for row in calibration.reshape(-1, context)]
     receipts = run_pipeline(module, parse_pipeline(pipeline), Context(calibration=batches)) if pipeline else []
@@ -86,6 +88,19 @@ def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.
     return {"pipeline": pipeline, "perplexity": found.perplexity, "interval95": found.interval, "tokens": text.size,
             "seconds": seconds, "cpu_seconds": busy, "peak_bytes": peak, "weights": len(parts),
             "calibration_tokens": calibration.size if receipts else 0, "details": receipts[-1].details if receipts else {}}
+
+
+def round_inputs(module: "Module") -> None:
+    """Rounds what linears of layers read to int8, a step per token: what runtimes do for a W8A8 checkpoint of a rival."""
+    from ingot.ir.integer_coding import decode, encode, token_step
+    from ingot.ir.module import Builder
+    from ingot.ir.ops.matmul import Linear
+    from ingot.ir.value import Const
+
+    for op in [op for op in module.main.ops if isinstance(op, Linear) and isinstance(op.w, Const) and "_proj" in op.w.name]:
+        b = Builder(module.main, before=op)
+        step = token_step(b, op.x)
+        module.main.set_operand(op, "x", decode(b, encode(b, op.x, step), step, op.x.type.dtype))
 
 
 def inputs(module: "Module", ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,14 +125,10 @@ def inputs(module: "Module", ids: np.ndarray) -> dict[str, np.ndarray]:
 def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: int, context: int, only: tuple[str, ...],
          rivals: Path | None, out: Path | None, worker: str | None) -> None:
     if worker is not None:
-        from ingot.runtime.evaluate import load_chunks, merged
-
-        chunks = merged(load_chunks(text))[::every]
         where = checkpoint if worker in PIPELINES else Path(worker)
-        print(json.dumps(measured(where, PIPELINES.get(worker, "").replace("OPTIONS", OPTIONS), chunks,
-                                  calibration_text(calib, calib_chunks), context)))
+        print(json.dumps(measured(where, PIPELINES.get(worker, "").replace("OPTIONS", OPTIONS), every_chunk(text, every),
+                                  calibration_chunks(calib, calib_chunks), context)))
         return
-    records = json.loads(out.read_text()) if out is not None and out.exists() else {}
     theirs = {folder.name: folder for folder in sorted(rivals.iterdir())} if rivals is not None else {}
     for name in [*(only or PIPELINES), *theirs]:
         if name == "none":
@@ -127,11 +138,9 @@ def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: in
             run = subprocess.run([sys.executable, *sys.argv, "--worker", str(theirs.get(name, name))], stdout=subprocess.PIPE,
                                  text=True, check=True)
             record = json.loads(run.stdout.splitlines()[-1]) | record
-        records[name] = record
         click.echo(f"{name:40} {record['error']}" if "error" in record else
                    f"{name:40} {record['perplexity']:8.3f}  {record['seconds']:7.1f} s  {record['peak_bytes'] / 1e9:5.2f} GB")
-        if out is not None:
-            out.write_text(json.dumps(records, indent=1) + "\n")
+        keep(out, name, record)
 
 
 if __name__ == "__main__":

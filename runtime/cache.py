@@ -10,10 +10,19 @@ from numpy.typing import NDArray
 
 from ingot.errors import ArtifactError
 from ingot.runtime.manifest import Port
+from ingot.runtime.nibbles import packed, unpacked
 from ingot.runtime.ort import Array, value, zeros
 
 SMALLEST = 64
 """The capacity the first allocation starts from (positions)."""
+
+PACKED = "u8"
+"""The element type of states that hold two 4-bit codes in a byte."""
+
+
+def decoded_shape(port: Port, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the floats that codes of `shape` in a state stand for."""
+    return (*shape[:-1], shape[-1] * 2) if port.dtype == PACKED else tuple(shape)
 
 
 class KVCache:
@@ -27,7 +36,8 @@ class KVCache:
                  steps: Mapping[str, NDArray[np.float32]] | None = None) -> None:
         """states: pairs of a state input and the output that updates it. context: most positions, the last capacity.
 
-        steps: of the codes of int8 states, by input name, shaped to broadcast over the buffers; those can become floats.
+        steps: of the codes of int8 and int4 states, by input name, shaped to broadcast over floats of them; those can become
+        floats.
         """
         for port, _ in states:
             symbols = [dim for dim in port.dims if isinstance(dim, str)]
@@ -80,13 +90,15 @@ class KVCache:
             if step is None:
                 made.append(before)
                 continue
-            after = zeros(before.shape, self._dtype(port))
+            after = zeros(self._shape(port), self._dtype(port))
+            four_bits = port.dtype == PACKED
             for row in range(self.batch if keep else 0):
                 old, new = before[row : row + 1, :, :keep], after[row : row + 1, :, :keep]
                 if wide:
-                    np.multiply(old, step, out=new)
+                    np.multiply(unpacked(old) if four_bits else old, step, out=new)
                 else:
-                    new[:] = np.clip(np.rint(old / step), -128, 127)
+                    codes = np.rint(old / step)
+                    new[:] = packed(np.clip(codes, -8, 7)) if four_bits else np.clip(codes, -128, 127)
             made.append(after)
         self._set(made)
         return True
@@ -109,7 +121,8 @@ class KVCache:
 
     def _shape(self, port: Port) -> tuple[int, ...]:
         sizes = {"B": self.batch, "T": self.capacity}
-        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in port.dims)
+        shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in port.dims)
+        return decoded_shape(port, shape) if self._dtype(port) != port.dtype else shape
 
     def _set(self, arrays: list[Array]) -> None:
         self.arrays = arrays

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingot.errors import ArtifactError
+from ingot.runtime.cache import decoded_shape
 from ingot.runtime.lookup import LookedUp, looked_up
 from ingot.runtime.manifest import Manifest
 from ingot.runtime.records import record
@@ -69,12 +70,12 @@ def _write(entry: Mapping[str, Any], file: BinaryIO, weights: Path) -> None:
 
 
 def cache_steps(manifest: Manifest, path: Path) -> dict[str, NDArray[np.float32]]:
-    """The steps of int8 codes, by cache input, in a shape that broadcasts over [batch, heads, positions, features]."""
+    """The steps of codes, by cache input, in a shape that broadcasts over [batch, heads, positions, features]."""
     steps: dict[str, NDArray[np.float32]] = {}
     for port in manifest.inputs:
         if port.name in manifest.prefill_steps:
             step = read(manifest.prefill_steps[port.name], path / manifest.weights, np.float32)
-            shape = [dim if isinstance(dim, int) else 1 for dim in port.dims]
+            shape = decoded_shape(port, [dim if isinstance(dim, int) else 1 for dim in port.dims])
             if step.size not in (1, math.prod(shape)):
                 raise ArtifactError(f"there are {step.size} steps for the cache input {port.name!r}, a {port.dims} array")
             steps[port.name] = step.reshape(shape) if step.size > 1 else step

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ingot.backends.onnx.dtypes import onnx_dtype
 from ingot.backends.onnx.registry import CONTRIB_DOMAIN, Decline, rule
-from ingot.ir.int8_coding import cached
+from ingot.ir.integer_coding import cached
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.layout import Reshape, Split, Transpose
 from ingot.ir.ops.rope import Rope
@@ -65,31 +65,31 @@ def grouped_query_attention(op: Attention, lo: Lowering) -> str:
     out, present_k, present_v = lo.emit_many(
         "GroupQueryAttention", *inputs, lo.port(k.cache), lo.port(v.cache), last, total, *tables, None, bias, sinks,
         *(lo.weight(s) if s is not None else None for s in (k_scale, v_scale)), n_out=3, domain=CONTRIB_DOMAIN, num_heads=heads,
-        kv_num_heads=groups, scale=op.scale, softcap=op.softcap or 0.0, **rotary, **_coding(k_scale, v_scale),
+        kv_num_heads=groups, scale=op.scale, softcap=op.softcap or 0.0, **rotary, **_coding(k, k_scale, v_scale),
         local_window_size=op.window if op.window is not None else -1)
     for write, present in ((k, present_k), (v, present_v)):
         if not lo.provided(write.result):
-            lo.provide(write.result, present)
+            lo.provide_outward(write.result, present)
     return out
 
 
 def _cached(value: Value) -> tuple[CacheWrite, Value, Const | None]:
-    """`cached`, where the kernel codes int8 the same way: one step for all, or one per head and feature."""
+    """`cached`, where the kernel codes the same way: one step for all, or one per head and feature."""
     try:
         write, new, step = cached(value)
     except NoMatch as miss:
         raise Decline(miss.reason) from miss
     if step is not None and step.type.dims not in ((1,), (1, value.type.dims[1], 1, value.type.dims[3])):
-        raise Decline("the int8 cache is coded in another way than the kernel's")
+        raise Decline("the cache is coded in another way than the kernel's")
     return write, new, step
 
 
-def _coding(key: Const | None, value: Const | None) -> dict[str, int | str]:
-    """The kernel's attributes for the steps of an int8 cache; none for floats."""
+def _coding(write: CacheWrite, key: Const | None, value: Const | None) -> dict[str, int | str]:
+    """The kernel's attributes for the codes of a cache and their steps; none for floats."""
     if key is None or value is None:
         return {}
     kinds = ("PER_TENSOR" if step.type.rank == 1 else "PER_CHANNEL" for step in (key, value))
-    return {"kv_cache_bit_width": 8, **dict(zip(("k_quant_type", "v_quant_type"), kinds))}
+    return {"kv_cache_bit_width": write.cache.type.dtype.bits, **dict(zip(("k_quant_type", "v_quant_type"), kinds))}
 
 
 def _rotary(q: Value, k: Value, pos: Value, lo: Lowering) -> tuple[Value, Value, tuple[str | None, str | None], dict[str, int]]:

@@ -15,7 +15,7 @@ from ingot.backends.onnx.contrib_quant import kernel_bits
 from ingot.backends.onnx.made_at_load import Int8Rows
 from ingot.backends.onnx.registry import CONTRIB_DOMAIN, Decline, rule
 from ingot.ir.formats import format_named
-from ingot.ir.int8_coding import rounded
+from ingot.ir.integer_coding import rounded
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.ops.pointwise import Mul
 from ingot.ir.pattern import NoMatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from ingot.ir.types import DType, TensorType, f16, f32, i32, i64, u8
+from ingot.ir.types import DType, TensorType, f32, i32, i64, u8
 
 _ONNX: dict[str, int] = {
     "f64": TensorProto.DOUBLE, "f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16,
@@ -31,11 +31,6 @@ def held(dtype: DType) -> DType:
     if dtype.name in ("f16", "bf16", "f4e2m1"):
         return f32
     return u8 if dtype.name in ("u3", "u4", "u2") else i32 if dtype.name in ("i4", "i2") else dtype
-
-
-def port(dtype: DType) -> DType:
-    """The type in which a declared type crosses the graph's border: as declared, but bf16 as f32."""
-    return f16 if dtype == f16 else held(dtype)
 
 
 def worked(dtype: DType) -> DType:

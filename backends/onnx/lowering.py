@@ -17,7 +17,8 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 import ingot.backends.onnx.rules  # noqa: F401  (registers the rules)
 from ingot.backends.decompose import Build, decomposed
-from ingot.backends.onnx.dtypes import held, onnx_dtype, port
+from ingot.backends.onnx.border import inward, outward, port
+from ingot.backends.onnx.dtypes import held, onnx_dtype
 from ingot.backends.onnx.graph import Node, Nodes, to_proto
 from ingot.backends.onnx.registry import CONTRIB_DOMAIN, Decline, Names, rules_for
 from ingot.backends.onnx.weights import CONSTANT
@@ -76,6 +77,7 @@ class Lowering:
         self._weights: dict[str, Weight] = {}
         self._stored: dict[Hashable, str] = {}
         self._taken = set(self._names.values())
+        self._outward: dict[Value, str] = {}
         self._op: Op | None = None
 
     # --- for rules ------------------------------------------------------------------------------------------------
@@ -85,12 +87,12 @@ class Lowering:
         if isinstance(value, Const):
             return self.weight(value)
         if value in self._ports:
-            return self.cast(self._ports[value], port(value.type.dtype), held(value.type.dtype))
+            return inward(self, self._ports[value], value.type)
         self._wanted[value] = None
         return self._names[value]
 
     def port(self, param: Value) -> str:
-        """The name of a graph input as it comes in, of element type `port(param.type.dtype)`."""
+        """The name of a graph input as it comes in, of type `border.port(param.type)`."""
         return self._ports[param]
 
     def is_port(self, value: Value) -> bool:
@@ -106,6 +108,11 @@ class Lowering:
         if self.provided(value):
             raise Decline(f"{value!r} is computed elsewhere")
         self.nodes.alias[self._names[value]] = name
+
+    def provide_outward(self, value: Value, name: str) -> None:
+        """`provide`, where `name` is `value` as it crosses the graph's border."""
+        self.provide(value, inward(self, name, value.type))
+        self._outward[value] = name
 
     def provided(self, value: Value) -> bool:
         """Whether a rule has said, or the lowering has computed, what `value` is."""
@@ -233,7 +240,7 @@ class Lowering:
         outputs = [self(v) for v in returns]
         self._visit(self.func.ops)
         self._op = None
-        outputs = [self.cast(o, held(v.type.dtype), port(v.type.dtype)) for o, v in zip(outputs, returns)]
+        outputs = [self._outward.get(v) or outward(self, o, v.type) for o, v in zip(outputs, returns)]
         self.nodes.merge(outputs)
         rename: dict[str, str] = {}
         for i, (name, wanted) in enumerate(zip(outputs, shown)):
@@ -322,8 +329,9 @@ class Lowering:
 
 
 def _port_info(name: str, type: TensorType) -> ValueInfoProto:
-    dims = [d if isinstance(d, int) else str(d) for d in type.dims]
-    info: ValueInfoProto = helper.make_tensor_value_info(name, onnx_dtype(port(type.dtype)), dims)
+    crossing = port(type)
+    dims = [d if isinstance(d, int) else str(d) for d in crossing.dims]
+    info: ValueInfoProto = helper.make_tensor_value_info(name, onnx_dtype(crossing.dtype), dims)
     return info
 
 

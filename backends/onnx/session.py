@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ingot.backends.onnx.dtypes import port
+from ingot.backends.onnx.border import brought_in, brought_out
 from ingot.backends.onnx.writer import write
 from ingot.errors import IRError
 from ingot.ir.module import Func, Module
@@ -42,6 +42,7 @@ def run(module: Module, inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray],
         raise IRError(f"func @{func.name} takes {len(names)} inputs, {len(given)} given")
     with tempfile.TemporaryDirectory() as directory:
         session = open_session(write(module, directory, func=func, opset_only=opset_only).model, optimize=optimize)
-        feed = {port_.name: np.asarray(array).astype(port(param.type.dtype).numpy)
-                for port_, param, array in zip(session.get_inputs(), func.params, given, strict=True)}
-        return list(session.run(None, feed))
+        feed = {taken.name: brought_in(np.asarray(array), param.type)
+                for taken, param, array in zip(session.get_inputs(), func.params, given, strict=True)}
+        found = session.run(None, feed)
+    return [brought_out(array, value.type) for array, value in zip(found, func.returns, strict=True)]

@@ -14,7 +14,7 @@ from ingot.backends.onnx.made_at_load import Int8Rows, LookedUp
 from ingot.backends.onnx.prefill import PrefillWeights
 from ingot.backends.onnx.weights import StoredTensor, WeightFile
 from ingot.errors import ArtifactError
-from ingot.ir.int8_coding import cached
+from ingot.ir.integer_coding import cached
 from ingot.ir.module import Func, Module
 from ingot.ir.ops.attention import Attention
 from ingot.ir.pattern import NoMatch

@@ -1,11 +1,11 @@
-"""float-kv-cache: gives back float caches to a decoder whose keys and values are cached as int8."""
+"""float-kv-cache: gives back float caches to a decoder whose keys and values are cached as codes of int8 or int4."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ingot.ir.int8_coding import cached
+from ingot.ir.integer_coding import cached
 from ingot.ir.module import Module
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.pattern import NoMatch
@@ -15,7 +15,7 @@ from ingot.passes.base import Context, Contract, Pass
 
 @dataclass(frozen=True)
 class FloatKvCache(Pass):
-    """Takes the int8 coding out of every cache; parameters keep their names and order.
+    """Takes the integer coding out of every cache; parameters keep their names and order.
 
     The compiler makes the graph for prompts with it: kernels for many tokens are faster on floats, and the runtime can
     code a prompt's keys and values once, when it has been read.

@@ -9,12 +9,12 @@ import numpy as np
 
 from ingot.errors import IRError, PassError
 from ingot.ir.dims import sym
-from ingot.ir.int8_coding import decode, encode
+from ingot.ir.integer_coding import decode, encode, greatest, token_step
 from ingot.ir.module import Builder, Func, Module
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.creation import Arange
 from ingot.ir.ops.pointwise import Cast
-from ingot.ir.types import TensorType, i8, i64
+from ingot.ir.types import DType, TensorType, i4, i8, i64
 from ingot.ir.value import Value
 from ingot.ir.weights import ArrayWeight, call
 from ingot.passes.base import Context, Contract, Pass, option
@@ -39,43 +39,71 @@ class InsertKvCache(Pass):
     establishes = ("cached",)
     not_after = {"cached": "the model has a KV cache already"}  # noqa: RUF012
 
-    dtype: str = option("float", doc="elements of the cache: the model's own, or int8", choices=("float", "int8"))
-    scale: str = option("channel", doc="scales of an int8 cache: one per head and feature, or tensor: one for all of a layer's "
-                                       "keys or values", choices=("channel", "tensor"))
+    dtype: str = option("float", doc="elements of the cache: the model's own, int8 or int4", choices=("float", "int8", "int4"))
+    scale: str = option("channel", doc="steps of integer codes: channel: one per head and feature; "
+                                       "tensor: one for all of a layer's keys or values; token: one per head and token, from its "
+                                       "greatest element, cached beside the codes", choices=("channel", "tensor", "token"))
 
     def requires(self) -> tuple[str, ...]:
-        """int8 takes its scales from the keys and values of calibration text."""
-        return ("calibration",) if self.dtype == "int8" else ()
+        """Steps for good come from the keys and values of calibration text."""
+        return ("calibration",) if self.dtype != "float" and self.scale != "token" else ()
 
     def run(self, module: Module, ctx: Context) -> int:
         func = module.main
         found = follow_sequence(func)
         if not found.attentions:
             raise PassError("there is no causal attention to cache", hint="run recognize first, or compile without a cache")
-        scales = self._scales(module, found.attentions, ctx) if self.dtype == "int8" else {}
+        steps = self._steps(module, found.attentions, ctx) if self.requires() else {}
         pos = _positions(func, found.aranges)
-        least, greatest = module.dims[str(found.length)]
-        module.set_dim("T", least, greatest)
+        least, most = module.dims[str(found.length)]
+        module.set_dim("T", least, most)
         writes: list[CacheWrite] = []
         for i, op in enumerate(found.attentions):
-            writes += _cache(func, op, pos, i, scales)
+            b = Builder(func, before=op)
+            k, v = (self._cached(func, b, value, f"{kind}c{i}", pos, steps.get(value), writes)
+                    for value, kind in ((op.k, "k"), (op.v, "v")))
+            func.replace(op.result, b(Attention(op.q, k, v, pos, op.mask, op.bias, op.sinks, **op.attrs)))
         first = len(func.returns)
         func.set_returns([*func.returns, *(w.result for w in writes)])
         func.reuse.update(enumerate((w.cache for w in writes), first))
         func.drop_dead()
         return len(found.attentions)
 
-    def _scales(self, module: Module, attentions: list[Attention], ctx: Context) -> dict[Value, np.ndarray]:
-        """The step of int8 keys and values, [1, key heads, 1, features] or [1], from their peaks on calibration text."""
+    @property
+    def _codes(self) -> DType:
+        return i4 if self.dtype == "int4" else i8
+
+    def _steps(self, module: Module, attentions: list[Attention], ctx: Context) -> dict[Value, np.ndarray]:
+        """The step of coded keys and values, [1, key heads, 1, features] or [1], from their peaks on calibration text."""
         watched = [v for op in attentions for v in (op.k, op.v)]
         found = peaks(module, watched, ctx, keep=(1, 3))
-        scales: dict[Value, np.ndarray] = {}
+        steps: dict[Value, np.ndarray] = {}
         for value, peak in found.items():
             if self.scale == "tensor":
                 peak = peak.max().reshape(1)
-            scales[value] = (np.maximum(peak, 1e-6) * (HEADROOM / 127)).astype(np.float32)
-        ctx.details["scales"] = int(sum(s.size for s in scales.values()))
-        return scales
+            steps[value] = (np.maximum(peak, 1e-6) * (HEADROOM / greatest(self._codes))).astype(np.float32)
+        ctx.details["scales"] = int(sum(s.size for s in steps.values()))
+        return steps
+
+    def _cached(self, func: Func, b: Builder, value: Value, name: str, pos: Value, step: np.ndarray | None,
+                writes: list[CacheWrite]) -> Value:
+        """`value` [b, g, s, d] written to a cache `name` and read back, [b, g, T, d]; adds to `writes`."""
+
+        def cache(new: Value, name: str) -> Value:
+            batch, heads, _, features = new.type.dims
+            param = func.add_param(name, TensorType(new.type.dtype, (batch, heads, sym("T"), features)))
+            writes.append(CacheWrite(param, new, pos))
+            return b(writes[-1], hint=f"{name}_new")
+
+        if self.dtype == "float":
+            return cache(value, name)
+        if step is None:
+            by_token = token_step(b, value, self._codes)
+            codes = cache(encode(b, value, by_token, self._codes), name)
+            return decode(b, codes, cache(by_token, f"{name}.step"), value.type.dtype)
+        stored = ArrayWeight(step, call("computed", **{"pass": self.name, "key": name}))
+        const = b.const(f"{name}.scale", stored)
+        return decode(b, cache(encode(b, value, const, self._codes), name), const, value.type.dtype)
 
 
 def _positions(func: Func, aranges: list[Arange]) -> Value:
@@ -106,23 +134,3 @@ def _rewire(func: Func, old: Value, new: Value) -> None:
                 func.set_operand(user, name, new)
             elif isinstance(value, tuple) and old in value:
                 raise PassError(f"{user.name} takes {old!r} in a list, which cannot change its type", where=user.loc)
-
-
-def _cache(func: Func, op: Attention, pos: Value, index: int, scales: dict[Value, np.ndarray]) -> list[CacheWrite]:
-    b = Builder(func, before=op)
-    writes: list[CacheWrite] = []
-    read: list[Value] = []
-    for value, name in ((op.k, f"kc{index}"), (op.v, f"vc{index}")):
-        batch, heads, _, features = value.type.dims
-        if value not in scales:
-            cache = func.add_param(name, value.type.with_dims(batch, heads, sym("T"), features))
-            writes.append(CacheWrite(cache, value, pos))
-            read.append(b(writes[-1], hint=f"{name}_new"))
-            continue
-        cache = func.add_param(name, TensorType(i8, (batch, heads, sym("T"), features)))
-        step = b.const(f"{name}.scale", ArrayWeight(scales[value], call("computed", **{"pass": "insert-kv-cache", "key": name})))
-        writes.append(CacheWrite(cache, encode(b, value, step), pos))
-        read.append(decode(b, b(writes[-1], hint=f"{name}_new"), step, value.type.dtype))
-    cached = b(Attention(op.q, read[0], read[1], pos, op.mask, op.bias, op.sinks, **op.attrs))
-    func.replace(op.result, cached)
-    return writes

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ingot.ir.int8_coding import LEAST, decode, encode, token_step
+from ingot.ir.integer_coding import LEAST, decode, encode, token_step
 from ingot.ir.module import Builder, Func, Module
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.ops.quant import Dequantize

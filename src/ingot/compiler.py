@@ -266,7 +266,7 @@ def checkpoint_directory(path: Path) -> Path | None:
 
 
 def _manifest(module: Module, recipe: str | None, pipeline: list[Pass], stages: list[str], source: str) -> Manifest:
-    from ingot.backends.onnx.dtypes import port as crossing
+    from ingot.backends.onnx.border import port as crossing
 
     func = module.main
     caches = {p.hint: i for i, p in func.reuse.items()}
@@ -275,8 +275,9 @@ def _manifest(module: Module, recipe: str | None, pipeline: list[Pass], stages: 
     decoding = kind == "decoder" and bool(caches)
 
     def port(name: str, value: Value, role: str, aliases: str | None = None) -> Port:
-        return Port(name=name, dtype=crossing(value.type.dtype).name, role=role, aliases=aliases,
-                    dims=tuple(str(d) if isinstance(d, Expr) else d for d in value.type.dims))
+        type = crossing(value.type)
+        return Port(name=name, dtype=type.dtype.name, role=role, aliases=aliases,
+                    dims=tuple(str(d) if isinstance(d, Expr) else d for d in type.dims))
 
     inputs = [port(p.hint or "", p, "cache" if p.hint in caches else roles.get(p.hint or "", "other")) for p in func.params]
     outputs = []

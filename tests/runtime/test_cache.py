@@ -88,3 +88,16 @@ def test_floats_outside_the_codes_are_clipped() -> None:
     cache.arrays[0][0, 0, 0] = [1e6, -1e6, 0.75, -0.24]
     cache.become(wide=False, keep=4)
     assert cache.arrays[0][0, 0, 0].tolist() == [127, -128, 2, 0]
+
+
+def test_two_codes_in_a_byte_become_twice_as_many_floats() -> None:
+    step = np.linspace(0.1, 0.8, 8, dtype=np.float32).reshape(1, 1, 1, 8)
+    cache = KVCache(states(("u8", ("B", 1, "T", 4))), context=1000, steps={"c0": step})
+    cache.reserve(2, 4)
+    cache.arrays[0][1, 0, 3] = [0x98, 0x07, 0xF0, 0x88]
+    before = cache.arrays[0].copy()
+    cache.become(wide=True, keep=4)
+    assert cache.arrays[0].shape == (2, 1, 64, 8)
+    np.testing.assert_allclose(cache.arrays[0][1, 0, 3], step.reshape(8) * [0, 1, -1, -8, -8, 7, 0, 0], rtol=1e-6)
+    cache.become(wide=False, keep=4)
+    np.testing.assert_array_equal(cache.arrays[0][:, :, :4], before[:, :, :4])

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 Quantised = Mapping[str, torch.Tensor]
-"""Weights [out, in] by the names of their linears."""
+"""Weights [out, in] by the names of their linears, and those of other modules that changed."""
 
 
 def calibration(path: Path, chunks: int) -> torch.Tensor:
@@ -50,7 +50,8 @@ def run(rows: Mapping[str, Callable[[str, torch.Tensor], Quantised]]) -> None:
         for name, weight in weights.items():
             model.get_submodule(name).weight.copy_(weight)
     model.save_pretrained(args.out)
-    (args.out / "record.json").write_text(json.dumps(record | {"linears": len(weights)}) + "\n")
+    record["linears"] = sum(name.endswith("_proj") for name in weights)
+    (args.out / "record.json").write_text(json.dumps(record) + "\n")
 
 
 def float_model(path: str) -> PreTrainedModel:

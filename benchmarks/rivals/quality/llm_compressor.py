@@ -7,6 +7,7 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
 
 def gptq(group: int, *, bits: int = 4, symmetric: bool = True) -> object:
@@ -33,6 +34,7 @@ RECIPES = {
     "gptq nvfp4": lambda: scheme("NVFP4A16"),
     "gptq mxfp4": lambda: scheme("MXFP4A16"),
     "awq int4 g64": lambda: awq(64),
+    "smoothquant gptq w8a8": lambda: [SmoothQuantModifier(smoothing_strength=0.8), scheme("W8A8")],
 }
 
 
@@ -41,7 +43,9 @@ def quantise(model_path: str, ids: torch.Tensor, recipe: object) -> Quantised:
     model = float_model(model_path)
     data = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
     oneshot(model=model, dataset=data, recipe=recipe, max_seq_length=ids.shape[1], num_calibration_samples=len(ids))
-    return {name: fake_quantised(module) for name, module in linears(model).items()}
+    # Smoothing divides what the norms give.
+    norms = {name: module.weight.detach() for name, module in model.named_modules() if name.endswith("norm")}
+    return norms | {name: fake_quantised(module) for name, module in linears(model).items()}
 
 
 def fake_quantised(module: torch.nn.Module) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROWS = {
     "llm_compressor": ("gptq int4 g64 symmetric", "gptq int4 g64 asymmetric", "awq int4 g64", "gptq int3 g64 symmetric",
-                       "gptq nvfp4", "gptq mxfp4"),
+                       "gptq nvfp4", "gptq mxfp4", "smoothquant gptq w8a8"),
     "gptqmodel": ("gptq int4 g128 symmetric", "gptq int4 g64 symmetric", "gptq int3 g64 symmetric"),
     "modelopt": ("awq int4 g128", "nvfp4 awq", "mxfp4"),
     "torchao": ("rtn int4 g64", "hqq int4 g64"),
