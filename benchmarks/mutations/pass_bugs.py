@@ -105,14 +105,14 @@ MUTANTS: tuple[Mutant, ...] = (
            "label), bias), label)\n    linears = [*linears[1:], linears[0]]\n    sizes = tuple(x.result",
            (contract("fuse{qkv}", kv_heads=1, group=2),)),
     # caches and chosen outputs
-    Mutant("keys-and-values-swapped", "passes/cache/insert_kv_cache.py", "Attention(op.q, read[0], read[1], pos,",
-           "Attention(op.q, read[1], read[0], pos,", (contract("insert-kv-cache"),)),
+    Mutant("keys-and-values-swapped", "passes/cache/insert_kv_cache.py", "Attention(op.q, k, v, pos,",
+           "Attention(op.q, v, k, pos,", (contract("insert-kv-cache"),)),
     Mutant("cached-attention-loses-its-sinks", "passes/cache/insert_kv_cache.py", "op.mask, op.bias, op.sinks, **op.attrs",
            "op.mask, op.bias, None, **op.attrs", (contract("insert-kv-cache", sinks=True),)),
     Mutant("cached-attention-loses-its-window", "passes/cache/insert_kv_cache.py", "op.mask, op.bias, op.sinks, **op.attrs",
            'op.mask, op.bias, op.sinks, **{**op.attrs, "window": None}', (contract("insert-kv-cache", windows=(2,)),)),
-    Mutant("cache-holds-the-first-row-alone", "passes/cache/insert_kv_cache.py", "writes.append(CacheWrite(cache, value, pos))",
-           "from ingot.ir.ops.layout import Expand, Slice\n            writes.append(CacheWrite(cache, value, "
+    Mutant("cache-holds-the-first-row-alone", "passes/cache/insert_kv_cache.py", "writes.append(CacheWrite(param, new, pos))",
+           "from ingot.ir.ops.layout import Expand, Slice\n            writes.append(CacheWrite(param, new, "
            "b(Expand(b(Slice(pos, 0, 0, 1)), pos.type.dims))))",
            (contract("insert-kv-cache"),)),
     Mutant("bidirectional-attention-is-cached", "passes/cache/sequence.py", "    if not op.causal:\n        raise",
@@ -122,7 +122,7 @@ MUTANTS: tuple[Mutant, ...] = (
            (example("tests/passes/test_kv_cache.py::test_what_is_no_causal_decoder_is_refused[changes1-cumsum]"),)),
     Mutant("int8-cache-read-without-its-step", "ir/integer_coding.py", "return b(Mul(b(Cast(codes, dtype)), step))",
            "return b(Cast(codes, dtype))", (contract("insert-kv-cache{dtype=int8}"),)),
-    Mutant("int8-cache-clipped-at-half", "ir/integer_coding.py", "-128.0, 127.0)), i8))", "-64.0, 63.0)), i8))",
+    Mutant("int8-cache-clipped-at-half", "ir/integer_coding.py", "-most - 1, most)), codes))", "-most // 2, most // 2)), codes))",
            (contract("insert-kv-cache{dtype=int8}"),)),
     Mutant("logits-taken-along-the-first-row", "passes/cache/take_logits.py",
            "self.new[value] = b(Pick(value, self.take, axis=axis), hint=value.hint)",
