@@ -20,6 +20,7 @@ import click
 import numpy as np
 import peft
 import torch
+from rows import keep
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ingot
@@ -101,7 +102,7 @@ def measured_errors(base: Path, adapter: Path, module: Module) -> dict[str, dict
 @click.option("--rank", default=8, show_default=True)
 @click.option("--steps", default=300, show_default=True)
 @click.option("--length", default=64, show_default=True, help="Tokens of a chunk.")
-@click.option("--json", "out", type=click.Path(path_type=Path))
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Records by kind; those of others are kept.")
 def main(base: Path, text: Path, kind: str, rank: int, steps: int, length: int, out: Path | None) -> None:
     ids = np.asarray(AutoTokenizer.from_pretrained(base)(text.read_text(encoding="utf-8")).input_ids, np.int64)
     chunks = ids[:len(ids) // length * length].reshape(-1, length)
@@ -135,8 +136,7 @@ def main(base: Path, text: Path, kind: str, rank: int, steps: int, length: int, 
             "stated_error": details["error"],
             "stated_less_measured": max(abs(stated[n][k] - measured[n][k]) for n in measured for k in ("max", "mean"))}
     click.echo(json.dumps(record, indent=1))
-    if out is not None:
-        out.write_text(json.dumps(record, indent=1) + "\n")
+    keep(out, kind, record)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ PIPELINES = {
     "int4 g128 rtn mse": "quantize{format=int4 group=128 clip=mse OPTIONS}",
     "int4 g128 awq": "awq{format=int4 group=128},quantize{format=int4 group=128 clip=mse OPTIONS}",
     "int4 g128 gptq": "quantize{format=int4 group=128 method=gptq OPTIONS}",
+    "int4 g128 gptq once": "quantize{format=int4 group=128 method=gptq compensate=false OPTIONS}",
     "int4 g128 symmetric gptq": "quantize{format=int4 group=128 symmetric method=gptq OPTIONS}",
     "int4 g128 budget gptq": "quantize{budget=4.39 group=128 method=gptq OPTIONS}",
     "int4 g128 rotate gptq": "rotate,quantize{format=int4 group=128 method=gptq OPTIONS}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ CLIP = 1.0
 @dataclass(frozen=True)
 class Plan:
     """How long and how fast. seconds: of processor time, instead of steps; count: pieces of text in a step; patience: how many
-    looks without a gain end the run, 0: none does."""
+    looks in a row that are each worse than the one before end the run, 0: none do."""
 
     steps: int
     seconds: float | None
@@ -59,6 +59,15 @@ def rate_at(done: float) -> float:
     """The factor of the learning rate when the part `done` of a run is over: a linear rise, then half a cosine down to zero
     (Loshchilov and Hutter 2016, arXiv 1608.03983)."""
     return min(1.0, done / WARMUP) * 0.5 * (1 + math.cos(math.pi * min(max(done - WARMUP, 0) / (1 - WARMUP), 1)))
+
+
+def rises(losses: Sequence[float]) -> int:
+    """How many of the last losses are each greater than the one before. (That a loss is not the least yet says little: a high
+    rate adds noise, which goes when the rate falls.)"""
+    count = 0
+    while count + 1 < len(losses) and losses[-1 - count] > losses[-2 - count]:
+        count += 1
+    return count
 
 
 class Training:
@@ -95,8 +104,7 @@ class Training:
             done = self._done()
             if int(done * LOOKS) > int(before * LOOKS) or done >= 1:
                 self._look()
-                since = sum(step > self.state.best_step for step, _ in self.state.curve)
-                self.state.ended = done >= 1 or 0 < self.plan.patience <= since
+                self.state.ended = done >= 1 or 0 < self.plan.patience <= rises([loss for _, loss in self.state.curve])
                 self.state.seconds = time.process_time() - begun
                 self._keep()
         self._restore()

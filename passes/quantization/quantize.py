@@ -44,6 +44,8 @@ class Quantize(Pass):
     per_tensor: bool = option(False, doc="one scale for the whole weight (formats whose scales are plain floats)")
     method: str = option("rtn", doc="how codes are chosen: rtn, the nearest; gptq, so that later columns and weights make good "
                                     "what earlier ones lose on the calibration text", choices=("rtn", "gptq"))
+    compensate: bool = option(True, doc="gptq: weights also make good what rounding before them has done to their inputs; "
+                                        "without, calibration runs the model once instead of twice")
     clip: str = option("none", doc="mse: of several scales for each group, the one that leaves the least squared error; "
                                    "mxfp4 then also tries a scale one power of two up", choices=("none", "mse"))
     lm_head: str = option("same", doc="format of the output projection, `same`, or `none` to leave it",
@@ -77,7 +79,7 @@ class Quantize(Pass):
         rest = sites
         if self.method == "gptq":
             fitted = {const: sites[const] for const in in_order(module, sites) if not sites[const].per_tensor}
-            measured = quantize_in_order(module, fitted, ctx, made_by=self.name) if fitted else {}
+            measured = quantize_in_order(module, fitted, ctx, compensate=self.compensate, made_by=self.name) if fitted else {}
             rest = {const: scheme for const, scheme in sites.items() if const not in fitted}
         for done, (const, scheme) in enumerate(rest.items()):
             ctx.step(done, len(rest), const.name)

@@ -225,8 +225,9 @@ def test_the_model_loses_less(changes: dict[str, object]) -> None:
     module = decoder(**changes)
     wanted = logits(module)
     errors = [float(np.square(logits(quantised(module, f"format=int3 group=16 {o}")[0]) - wanted).mean())
-              for o in ("clip=mse", "method=gptq")]
-    assert errors[1] < 0.5 * errors[0]
+              for o in ("clip=mse", "method=gptq compensate=false", "method=gptq")]
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < 0.5 * errors[0]
 
 
 def test_the_receipt_tells_what_was_lost() -> None:

@@ -20,7 +20,7 @@ from ingot.passes.contracts.contract import Check
 from ingot.passes.healing import training
 from ingot.passes.healing.states import residual_sums, shared_states
 from ingot.passes.healing.text import divided
-from ingot.passes.healing.training import rate_at
+from ingot.passes.healing.training import rate_at, rises
 from ingot.passes.journal import Journal, Section
 from ingot.passes.lora.merge_lora import MergeLora
 from ingot.passes.pipeline import Receipt, check_order, parse_pipeline, run_pass, run_pipeline
@@ -147,9 +147,16 @@ def test_it_stops_early_and_keeps_the_best(model: Module) -> None:
     broken, _ = healed(model, damage)
     with pytest.warns(UserWarning, match="nothing better"):
         after, receipt = healed(model, f"{damage},heal{{{SHORT} steps=100 lr=3 patience=2}}")
-    assert receipt.details["steps"] == 20
+    losses = [loss for _, loss in receipt.details["curve"]]
+    assert receipt.details["steps"] == 10 * (len(losses) - 1) < 100
+    assert [rises(losses[:n]) == 2 for n in range(1, len(losses) + 1)] == [False] * (len(losses) - 1) + [True]
     assert receipt.sites == 0
     assert numbers(after) == numbers(broken)
+
+
+@pytest.mark.parametrize(("losses", "count"), [([1.0], 0), ([1.0, 2.0], 1), ([1.0, 3.0, 2.0], 0), ([3.0, 1.0, 2.0, 2.5], 2)])
+def test_rises_are_counted_from_the_end(losses: list[float], count: int) -> None:
+    assert rises(losses) == count
 
 
 def test_minutes_bound_a_run(model: Module) -> None:
