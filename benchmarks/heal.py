@@ -76,16 +76,18 @@ def measured(checkpoint: Path, name: str, heal: str, text: np.ndarray, calibrati
 @click.option("--text", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--calib", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--minutes", default=20.0, show_default=True, help="Of processor time for `heal`.")
+@click.option("--steps", type=int, help="Steps of `heal`, instead of minutes.")
 @click.option("--options", default="", help="Further options of it, as in pipeline text.")
 @click.option("--every", default=4, show_default=True, help="Of all chunks in order of the file, every how manyth is measured.")
 @click.option("--only", multiple=True, help=f"Rows by name: {', '.join(DAMAGE)}.")
 @click.option("--journal", type=click.Path(path_type=Path), help="A folder for checkpoints.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Records by name; those of other rows are kept.")
 @click.option("--worker", hidden=True)
-def main(checkpoint: Path, text: Path, calib: Path, minutes: float, options: str, every: int, only: tuple[str, ...],
-         journal: Path | None, out: Path | None, worker: str | None) -> None:
+def main(checkpoint: Path, text: Path, calib: Path, minutes: float, steps: int | None, options: str, every: int,
+         only: tuple[str, ...], journal: Path | None, out: Path | None, worker: str | None) -> None:
     if worker is not None:
-        heal = f"heal{{minutes={minutes:g}{f' {options}' if options else ''}}}"
+        length = f"minutes={minutes:g}" if steps is None else f"steps={steps}"
+        heal = f"heal{{{length}{f' {options}' if options else ''}}}"
         print(json.dumps(measured(checkpoint, worker, heal, every_chunk(text, every), calibration_chunks(calib), journal)))
         return
     measure_rows(only or DAMAGE, out, show=lambda name, record: (
