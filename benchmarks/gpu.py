@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --stage check|kernels|decode|prefill|compare [--model NAME ...] [--weights FORMAT ...] [--tune]
     python benchmarks/gpu.py --dry-run
+    python benchmarks/gpu.py --trace
 
 check: every op on the device against the float64 reference, and a small decoder in every format. The others have decoders of
 the shapes of Llama-3.2-1B, Llama-3.1-8B and SmolLM2-135M with random weights. kernels: bytes and operations per second of each
@@ -9,7 +10,8 @@ kernel beside a copy and a large product on the same card, and of attention afte
 batch 1, 8 and 64. prefill: prompts of 512 and 4,096 tokens. compare: transformers under torch.compile in the same run. Every
 record goes to results/<card>.json as soon as it is there. Kernels are compiled by all processors at once before a stage starts
 them; a stage of one model takes a few minutes, compare the longest, most of it torch.compile's. --dry-run does all stages on
-the CPU with tiny shapes.
+the CPU with tiny shapes. --trace writes the traced decoders to gpu/traced, for a machine that has no transformers; there
+everything but compare runs.
 """
 
 from __future__ import annotations
@@ -39,21 +41,26 @@ HERE = Path(__file__).parent
 @click.option("--batch", "batches", multiple=True, type=int, help="Sequences decoded together [default: 1, 8, 64].")
 @click.option("--tune", is_flag=True, help="Measure the choices of every kernel first; the table is kept beside the results.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="[default: results/<card>.json; none in a dry run]")
+@click.option("--trace", is_flag=True, help="Write the traced decoders to gpu/traced, and do nothing else.")
 @click.option("--dry-run", is_flag=True, help="Tiny shapes on the CPU, kernels interpreted: does every line run?")
 def main(stages: tuple[str, ...], models: tuple[str, ...], weights: tuple[str, ...], batches: tuple[int, ...], tune: bool,
-         out: Path | None, dry_run: bool) -> None:
+         out: Path | None, trace: bool, dry_run: bool) -> None:
     """Measure ingot's Triton kernels on this machine's GPU."""
     if dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which is below
     import torch
     from gpu.clock import Clock, ceilings
-    from gpu.models import SHAPES, TINY, Shape
+    from gpu.models import SHAPES, TINY, Shape, keep_traced
     from gpu.stages import STAGES, Bench
 
     from ingot.backends.triton import attention
     from ingot.backends.triton.interpreter import repaired
     from ingot.backends.triton.tuning import Tuner
 
+    if trace:
+        for name in models or SHAPES:
+            click.echo(keep_traced(Shape(name, SHAPES[name])))
+        return
     if not dry_run and not torch.cuda.is_available():
         raise click.ClickException("torch finds no GPU; --dry-run needs none")
     card = "dry-run" if dry_run else torch.cuda.get_device_name()
@@ -64,7 +71,7 @@ def main(stages: tuple[str, ...], models: tuple[str, ...], weights: tuple[str, .
     shapes = [Shape("tiny", TINY)] if dry_run else [Shape(n, SHAPES[n]) for n in models or SHAPES]
     table = HERE / "results" / f"{slug}.tuning.json"
     clock = Clock(torch.device("cpu" if dry_run else "cuda"))
-    tuner = Tuner.load(table, slug) if table.exists() else Tuner(chip=slug)
+    tuner = Tuner.load(table, slug)
     with ExitStack() as stack:
         if dry_run:
             stack.enter_context(repaired())

@@ -7,7 +7,9 @@ in memory, so layout, lookups, decoding of weights and caches, and elementwise c
 template. Index arithmetic is `Dim` arithmetic (`index`), element arithmetic the ops' own scalar expressions (`term`).
 
     flat, rows              one element after the other; rows with reductions (norms, softmax, argmax)
-    matmul, gemv            products for many and few rows, and for one; prologue and epilogue from the graph
+    matmul, tiled, gemv     products for many and few rows, and for one; prologue and epilogue from the graph
+    split                   products of few rows whose depth several programs share
+    coded                   products of codes with codes, where inputs are coded as weights are
     words, packing          weights in codes: 32-bit words, decoded in registers
     unpacking               the same decoded into memory first, for many rows
     attention               over blocks of keys, in one pass or split over programs
@@ -15,5 +17,6 @@ template. Index arithmetic is `Dim` arithmetic (`index`), element arithmetic the
     module, decoder         launches in order; caches, and a decode step as one CUDA graph
     tuning                  settings measured on the device, defaults without
     warmup                  kernels compiled before they are wanted, many at a time
+    prebuild, prebuilt      kernels compiled into the artifact, and found there
     aot, interpreter        what is proven where there is no GPU
 """

@@ -12,16 +12,27 @@ from pathlib import Path
 
 from ingot.backends.triton.kernel import Kernel
 from ingot.backends.triton.launch import loaded, sources
+from ingot.errors import IngotError
 
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """Shared memory a block may have, by compute capability (CUDA C++ Programming Guide, table of technical specifications)."""
+_PRODUCT = re.compile(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*")
 _LOAD = re.compile(r"ld\.global[\w:.]*?\.(?:v(\d)\.)?[bus](\d+)\b")
+
+
+def capability(arch: str) -> int:
+    """The compute capability of an architecture: 90 of `sm_90`. Raises IngotError for one that is not known."""
+    number = arch.removeprefix("sm_").removesuffix("a")
+    if not number.isdigit() or int(number) not in SHARED_BYTES:
+        raise IngotError(f"unknown architecture {arch}", hint=f"known: {', '.join(f'sm_{c}' for c in SHARED_BYTES)}")
+    return int(number)
 
 
 @dataclass(frozen=True)
 class Compiled:
     """What a kernel became on one chip. registers: per thread. spilled: bytes per thread that did not fit in them. shared:
-    bytes per block. loads: by their width in bytes, how many loads from memory into registers its code has."""
+    bytes per block. loads: by their width in bytes, how many loads from memory into registers its code has. products: the matrix
+    instructions of its PTX."""
 
     kernel: str
     capability: int
@@ -29,6 +40,7 @@ class Compiled:
     spilled: int
     shared: int
     loads: Mapping[int, int] = field(default_factory=dict)
+    products: frozenset[str] = frozenset()
 
     @property
     def fits(self) -> bool:
@@ -59,7 +71,8 @@ def compiled(kernel: Kernel, capability: int, *, settings: Mapping[str, int] | N
     ptx = str(binary.asm["ptx"])
     registers, spilled = _assembled(ptx, capability)
     widths = Counter(int(many or 1) * int(bits) // 8 for many, bits in _LOAD.findall(ptx))
-    return Compiled(kernel.name, capability, registers, spilled, int(binary.metadata.shared), dict(sorted(widths.items())))
+    return Compiled(kernel.name, capability, registers, spilled, int(binary.metadata.shared), dict(sorted(widths.items())),
+                    frozenset(_PRODUCT.findall(ptx)))
 
 
 def _assembled(ptx: str, capability: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 
 from ingot.backends.torch.tensors import torch_dtype
 from ingot.backends.triton.module import TritonModule
+from ingot.backends.triton.prebuilt import offered
 from ingot.backends.triton.sampling import Choice, choose
 from ingot.errors import IRError
 from ingot.ir.dims import evaluate
@@ -46,12 +47,21 @@ class Decoder:
 
     def feed(self, ids: torch.Tensor, pos: torch.Tensor, take: torch.Tensor, *, row: int | None = None) -> torch.Tensor:
         """Logits [b, N, V] after tokens ids i64[b, S] at positions pos, of the places take i64[b, N]; of all rows, or one."""
-        given = {"ids": ids, "pos": pos, "take": take}
-        inputs = [given[p.hint or ""] if p in self._plain else self._cache(p, row) for p in self.compiled.func.params]
-        logits = self.compiled.run(inputs)[0]
+        logits = self.compiled.run(self._inputs(ids, pos, take, row))[0]
         if any(p.hint == "take" for p in self._plain):
             return logits
         return logits.gather(1, take[..., None].expand(-1, -1, logits.shape[-1]))
+
+    def trial(self, tokens: int, *, start: int = 0) -> list[torch.Tensor]:
+        """The inputs of a run of `tokens` tokens of every row from position `start`, logits of the last one wanted: for
+        measuring, which leaves whatever it writes in the caches."""
+        ids = torch.zeros((self.batch, tokens), dtype=torch.int64, device=self.compiled.device)
+        pos = (start + torch.arange(tokens, device=ids.device)).expand(self.batch, -1).contiguous()
+        return self._inputs(ids, pos, torch.full_like(self._last, tokens - 1))
+
+    def _inputs(self, ids: torch.Tensor, pos: torch.Tensor, take: torch.Tensor, row: int | None = None) -> list[torch.Tensor]:
+        given = {"ids": ids, "pos": pos, "take": take}
+        return [given[p.hint or ""] if p in self._plain else self._cache(p, row) for p in self.compiled.func.params]
 
     def step(self, choice: Choice | None = None) -> torch.Tensor:
         """One token of every row from `self.ids` at `self.pos`: logits [B, V], in a buffer the next step overwrites.
@@ -69,7 +79,8 @@ class Decoder:
     def _step(self, choice: Choice | None) -> torch.Tensor:
         logits = self.feed(self.ids, self.pos, self._last)[:, 0]
         if choice is not None:
-            choose(logits, choice, uniform=self.uniform, out=self.ids.view(-1))
+            with offered(self.compiled.prebuilt):
+                choose(logits, choice, uniform=self.uniform, out=self.ids.view(-1))
             self.pos += 1
         return logits
 

@@ -150,6 +150,16 @@ def minifloat(words, PART: tl.constexpr, EXPONENT: tl.constexpr, FRACTION: tl.co
 
 
 @triton.jit
+def code(words, PART: tl.constexpr, INTEGER: tl.constexpr):
+    """Byte PART of words as a number that tensor cores multiply: an integer of which the byte is 128 more, or a float e4m3."""
+    byte = (words >> (PART * 8)) & 255
+    if INTEGER:
+        return (byte ^ 128).to(tl.int8)
+    else:
+        return byte.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+
+
+@triton.jit
 def exponent(code):
     """2^(code - 127) of the lowest 8 bits (e8m0)."""
     bits = (code & 255) << 23

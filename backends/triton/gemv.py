@@ -17,6 +17,8 @@ LONGEST = 1024
 """Elements of a weight's row read at once."""
 QUADS = 128
 """The same in sets of words that a thread reads at once, where the weight is packed."""
+PROGRAMS = 256
+"""So many programs there are to be, where the columns are enough for it: each of a chip's processors has some."""
 
 
 def gemv_kernel(outlined: Outlined, epilogue: Epilogue, *, name: str, header: str) -> Kernel:
@@ -30,7 +32,12 @@ def gemv_kernel(outlined: Outlined, epilogue: Epilogue, *, name: str, header: st
     depth = packed.words // packed.quad if packed else epilogue.contraction.depth
     longest = QUADS if packed else LONGEST
     along = min(longest, 1 << (depth - 1).bit_length()) if isinstance(depth, int) else longest
-    constants = {"BLOCK_N": max(1, 4 * longest // along) * (2 if packed else 1), "BLOCK_K": along, "WIDE": 0}
+    whole = longest // along  # rows of which every thread reads 16 bytes
+    # With two parts of a packed product, as many rows in all.
+    rows = whole * (8 // len(epilogue.shifts) if packed else 4)
+    columns = epilogue.columns
+    share = columns // PROGRAMS if isinstance(columns, int) else rows
+    constants = {"BLOCK_N": 1 << (max(1, whole, min(rows, share)).bit_length() - 1), "BLOCK_K": along, "WIDE": 0}
     text = function(name, header=header, pointers=pointers, sizes=sizes, constants=constants, body=widening(sizes) + body)
     grid = Grid((((epilogue.columns, "BLOCK_N"),), ((epilogue.contraction.rows, None),)))
     choices = tuple({"BLOCK_N": n, "BLOCK_K": along, "num_warps": w} for n, w in ((1, 4), (2, 4), (4, 4), (8, 4), (16, 4), (8, 8),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
+from ingot.backends.triton.coded import for_products
 from ingot.backends.triton.errors import NoKernel
 from ingot.backends.triton.kernel import Variant
 from ingot.backends.triton.outline import Outlined, outline
@@ -21,7 +22,7 @@ from ingot.ir.op import Op, Return
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.creation import Creation
 from ingot.ir.ops.layout import Expand, Flip, Pick, Reshape, Slice, Split, Take, Transpose
-from ingot.ir.ops.pointwise import Cast, Pointwise
+from ingot.ir.ops.pointwise import Cast, Mul, Pointwise
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.ops.rope import Rope
 from ingot.ir.value import Const, Value
@@ -155,7 +156,8 @@ def _owned(func: Func) -> set[Op]:
     """The ops that need a place in a group, of those that lead to a result.
 
     Free ops need none unless they are returned. Nor do elementwise ops of which only attention reads (the cache decoded, a
-    query turned): attention does them as it reads. Casts of weights are done by whoever reads the weight.
+    query turned): attention does them as it reads. Nor do those that decode what products of codes read (see `coded`). Casts of
+    weights are done by whoever reads the weight.
     """
     live: set[Op] = set()
     stack = [v.op for v in func.returns]
@@ -167,7 +169,8 @@ def _owned(func: Func) -> set[Op]:
     returned = {v.op for v in func.returns}
     owned = {op for op in live if not _free(op) or op in returned}
     for op in reversed(func.ops):
-        if op in owned and op not in returned and (_only_for_attention(op, owned) or _cast_weight(op)):
+        if op in owned and op not in returned and (
+                _only_for_attention(op, owned) or _cast_weight(op) or _for_products(op, owned)):
             owned.discard(op)
     return owned
 
@@ -181,6 +184,10 @@ def _only_for_attention(op: Op, owned: Container[Op]) -> bool:
         return False
     readers = [r for v in op.results for r in _readers(v, owned)]
     return all(isinstance(r, Attention) for r in readers) and len(readers) == 1
+
+
+def _for_products(op: Op, owned: Container[Op]) -> bool:
+    return isinstance(op, Cast | Mul) and for_products(op, list(_readers(op.results[0], owned)))
 
 
 def _cast_weight(op: Op) -> bool:

@@ -53,7 +53,7 @@ def repaired() -> Iterator[None]:
         return run
 
     def dot(builder: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
-        wide = np.float64 if d.data.dtype == np.float64 else np.float32
+        wide = np.float32 if d.data.dtype == np.float32 else np.float64
         product = np.matmul(numbers(a).astype(wide), numbers(b).astype(wide))
         return handle(product + numbers(d), d.dtype)
 

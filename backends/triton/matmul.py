@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ingot.backends.triton.coded import Coded, coded_product
 from ingot.backends.triton.contraction import Contraction, Epilogue, contraction_of, epilogue_of
 from ingot.backends.triton.flat import widening
 from ingot.backends.triton.gemv import gemv_kernel
-from ingot.backends.triton.index import quotient
 from ingot.backends.triton.kernel import Grid, Kernel, Temp, Variant, function
 from ingot.backends.triton.outline import Outlined
 from ingot.backends.triton.pull import Buffer
-from ingot.backends.triton.roots import Opened, opened
-from ingot.backends.triton.term import Term, spelled
+from ingot.backends.triton.roots import opened
+from ingot.backends.triton.split import PARTS, joining_kernel, parts_of, splits_of
+from ingot.backends.triton.tiled import Tiled
 from ingot.backends.triton.unpacking import decoded_pointer, unpacking_kernel
-from ingot.backends.triton.words import Packed, Words, element, packed_weight, within
-from ingot.ir.dims import Dim
+from ingot.backends.triton.words import Packed, packed_weight
 from ingot.ir.ops.matmul import Linear, MatMul
 from ingot.ir.types import f32
 
@@ -42,8 +43,9 @@ class Tiles:
 
 NARROW = Tiles(Tile(16, 32, 128, 4, 4), Tile(64, 32, 128, 4, 3), Tile(128, 128, 64, 8, 3))
 WIDE = Tiles(Tile(16, 32, 64, 4, 2), Tile(32, 32, 32, 4, 2), Tile(32, 64, 32, 4, 2))
-PACKED = Tiles(Tile(16, 32, 32, 4, 4), Tile(64, 32, 32, 4, 3), Tile(64, 64, 32, 4, 2))
-"""For 16-bit floats, f32, and weights in codes."""
+CODED = Tiles(Tile(16, 32, 32, 4, 4), Tile(64, 32, 32, 4, 3), Tile(64, 64, 32, 4, 2))
+PACKED = Tiles(Tile(16, 32, 32, 4, 4), Tile(64, 32, 32, 4, 3), Tile(64, 64, 16, 8, 2))
+"""For 16-bit floats, f32, codes with codes, and weights in codes with floats. None spills on the chips of benchmarks/kernels."""
 FEW_ROWS, SOME_ROWS = 16, 64
 """Most rows for which a tile is narrow, so that few rows still keep the whole chip reading."""
 MANY_ROWS = 256
@@ -60,49 +62,86 @@ def matmul_variants(outlined: Outlined, op: Linear | MatMul, *, name: str, heade
         kernel = gemv_kernel(outlined, epilogue, name=f"{name}_row", header=header)
         variants.append(Variant((kernel,), upto=((rows, 1),)))
     packed = packed_weight(opened(outlined), outlined, op)
-    tiles = PACKED if packed else NARROW if contraction.dtype != f32 else WIDE
-    for suffix, tile, most in (("_few", tiles.few, FEW_ROWS), ("_some", tiles.some, SOME_ROWS),
-                               ("", tiles.many, MANY_ROWS if packed else None)):
-        kernel = tiled_kernel(outlined, epilogue, tile, name=f"{name}{suffix}", header=header)
-        variants.append(Variant((kernel,), upto=((rows, most),) if most else ()))
-    if packed:
-        variants.append(_decoded_first(outlined, epilogue, name=name, header=header))
+    coded = coded_product(op, packed)
+    tiles = CODED if coded else PACKED if packed else NARROW if contraction.dtype != f32 else WIDE
+    variants += _tiled(outlined, epilogue, packed, tiles, coded, name=name, header=header)
     if isinstance(rows, int):
         return (next(v for v in variants if v.fits({})),)
     return tuple(variants)
 
 
-def _decoded_first(outlined: Outlined, epilogue: Epilogue, *, name: str, header: str) -> Variant:
-    """The weight decoded into memory, then a product like any other."""
-    kind, op = epilogue.contraction.dtype, epilogue.contraction.op
+def _tiled(outlined: Outlined, epilogue: Epilogue, packed: Packed | None, tiles: Tiles, coded: Coded | None, *, name: str,
+           header: str) -> Iterator[Variant]:
+    """A few rows, some, many; of codes by codes, or of floats."""
+    contraction, rows = epilogue.contraction, epilogue.contraction.rows
+    mark = "_codes" if coded else ""
+    for suffix, tile, most in (("_few", tiles.few, FEW_ROWS), ("_some", tiles.some, SOME_ROWS),
+                               ("", tiles.many, MANY_ROWS if packed else None)):
+        own = f"{name}{mark}{suffix}"
+        upto = ((rows, most),) if most else ()
+        splits = _splits(contraction, tile, packed) if most and most <= SOME_ROWS else 1
+        if splits > 1:
+            part = tiled_kernel(outlined, epilogue, tile, name=f"{own}_split", header=header, coded=coded, splits=splits)
+            join = joining_kernel(outlined, epilogue, splits=splits, name=f"{own}_join", header=header)
+            yield Variant((part, join), (parts_of(splits, rows, contraction.columns),), upto)
+        else:
+            yield Variant((tiled_kernel(outlined, epilogue, tile, name=own, header=header, coded=coded),), (), upto)
+    if packed:
+        yield _decoded_first(outlined, epilogue, name=f"{name}{mark}", header=header, coded=coded)
+
+
+def _splits(contraction: Contraction, tile: Tile, packed: Packed | None) -> int:
+    """Programs that share the depth of a product of few rows."""
+    depth = packed.words if packed else contraction.depth
+    if contraction.count != 1 or not isinstance(contraction.columns, int) or not isinstance(depth, int):
+        return 1
+    return splits_of(-(-contraction.columns // tile.columns), depth // tile.depth)
+
+
+def _decoded_first(outlined: Outlined, epilogue: Epilogue, *, name: str, header: str, coded: Coded | None) -> Variant:
+    """The weight decoded into memory, or its codes laid out row by row, then a product like any other."""
+    op = epilogue.contraction.op
+    kind = coded.kind if coded else epilogue.contraction.dtype
     made = opened(outlined)
     own = packed_weight(made, outlined, op)
     assert own is not None
     dims = op.operands[1].type.dims
-    unpack = unpacking_kernel(made, own, dims[0], kind, name=f"{name}_unpack", header=header)
+    unpack = unpacking_kernel(made, own, dims[0], kind, name=f"{name}_unpack", header=header, codes=coded is not None)
     tile = (NARROW if kind != f32 else WIDE).many
-    product = tiled_kernel(outlined, epilogue, tile, name=f"{name}_many", header=header, decoded=True)
+    product = tiled_kernel(outlined, epilogue, tile, name=f"{name}_many", header=header, coded=coded, decoded=True)
     return Variant((unpack, product), (Temp(dims, kind),))
 
 
-def tiled_kernel(outlined: Outlined, epilogue: Epilogue, tile: Tile, *, name: str, header: str, decoded: bool = False) -> Kernel:
-    """The kernel that computes a tile of every output with `tl.dot`. decoded: the weight is read as `unpacking` left it."""
+def tiled_kernel(outlined: Outlined, epilogue: Epilogue, tile: Tile, *, name: str, header: str, decoded: bool = False,
+                 coded: Coded | None = None, splits: int = 1) -> Kernel:
+    """The kernel that computes a tile of every output with `tl.dot`; see `Tiled`. Of one of `splits`, what follows is left to
+    `joining_kernel`."""
     made = opened(outlined)
     contraction = epilogue.contraction
-    packed = None if decoded else packed_weight(made, outlined, contraction.op)
+    if splits > 1:
+        epilogue = Epilogue(contraction, contraction.columns, (0,))
+    packed = packed_weight(made, outlined, contraction.op)
     more = tuple(packed.pointers.values()) if packed else ()
     if decoded:
-        weight = contraction.op.operands[1]
-        more = (decoded_pointer(contraction.dtype),)
-        made.pull.source.names.take(more[0].name)
-        made.pull.buffers[weight] = Buffer(more[0].name, weight.type.dims, contraction.dtype)
-    columns = tile.columns // (2 if len(epilogue.shifts) > 1 and tile.rows * tile.columns > 64 * 64 else 1)
-    _Tiled(made, epilogue, packed).write()
+        weight, kind = contraction.op.operands[1], coded.kind if coded else contraction.dtype
+        pointer = decoded_pointer(kind)
+        more = (*more, pointer)
+        made.pull.source.names.take(pointer.name)
+        made.pull.buffers[weight] = Buffer(pointer.name, weight.type.dims, kind)
+    columns, depth = tile.columns, tile.depth
+    if len(epilogue.shifts) > 1:
+        columns //= 2 if tile.rows * tile.columns > 64 * 64 else 1
+        depth = depth if packed is None or coded or decoded else max(16, depth // 2)
+    Tiled(made, epilogue, packed, decoded=decoded, coded=coded, splits=splits).write()
     body = made.pull.source.lines()
-    pointers, sizes = made.pointers("\n".join(body), *more), tuple(made.pull.sizes)
-    constants = {"BLOCK_M": tile.rows, "BLOCK_N": columns, "BLOCK_K": tile.depth, "BAND": 8, "WIDE": 0}
+    pointers, sizes = made.pointers("\n".join(body), *more, PARTS), tuple(made.pull.sizes)
+    constants = {"BLOCK_M": tile.rows, "BLOCK_N": columns, "BLOCK_K": depth, "BAND": 8, "WIDE": 0}
+    if splits > 1:
+        pointers = tuple(p for p in pointers if p.role != "out")
+        constants["SPLITS"] = splits
     text = function(name, header=header, pointers=pointers, sizes=sizes, constants=constants, body=widening(sizes) + body)
-    grid = Grid((((contraction.rows, "BLOCK_M"), (epilogue.columns, "BLOCK_N")), ((contraction.count, None),)))
+    grid = Grid((((contraction.rows, "BLOCK_M"), (epilogue.columns, "BLOCK_N")),
+                 ((splits if splits > 1 else contraction.count, None),)))
     few = tile.rows <= SOME_ROWS and tile.columns < 64
     return Kernel(name, text, pointers, sizes, constants, grid, {"num_warps": tile.warps, "num_stages": tile.stages},
                   choices=_FEW if few else _MANY)
@@ -112,91 +151,3 @@ _FEW = tuple({"BLOCK_N": n, "BLOCK_K": k, "num_stages": s} for n, k, s in (
     (16, 128, 5), (16, 64, 5), (32, 64, 5), (32, 64, 3), (32, 32, 6), (64, 128, 3), (64, 64, 4)))
 _MANY = ({"BLOCK_M": 128, "BLOCK_N": 256, "num_warps": 8}, {"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 4},
          {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 4, "num_stages": 4}, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4})
-
-
-class _Tiled:
-    """The lines of a tiled product."""
-
-    def __init__(self, made: Opened, epilogue: Epilogue, packed: Packed | None) -> None:
-        self.made, self.epilogue, self.packed = made, epilogue, packed
-        self.pull, self.source = made.pull, made.pull.source
-        self.contraction: Contraction = epilogue.contraction
-
-    def write(self) -> None:
-        pull, line = self.pull, self.source.line
-        rows, columns = pull.dim(self.contraction.rows), pull.dim(self.epilogue.columns)
-        for name in ("m", "n", "z", "k", "k_down", "start", "group", "code", "x", "w", "tensor", *(f"acc{i}" for i in range(4))):
-            self.source.names.take(name)
-        line(f"row_tile, column_tile = device.tile(device.program(0, WIDE), tl.cdiv({rows.text}, BLOCK_M), "
-             f"tl.cdiv({columns.text}, BLOCK_N), BAND)")
-        z: Dim = 0
-        if self.contraction.count != 1:
-            line("z = device.program(1, WIDE)")
-            z = pull.axis("z", "z", self.contraction.count, None)
-        line("m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]")
-        line(f"m_inside = m < {rows.text}")
-        m = pull.axis("m", "m", self.contraction.rows, "m_inside")
-        line("n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]")
-        line(f"n_inside = n < {columns.text}")
-        n = pull.axis("n", "n", self.epilogue.columns, "n_inside")
-        accs = {shift: f"acc{i}" for i, shift in enumerate(self.epilogue.shifts)}
-        for acc in accs.values():
-            line(f"{acc} = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)")
-        if self.packed is None:
-            self._loop(z, m, n, accs)
-        else:
-            self._packed_loop(self.packed, z, m, n, accs)
-        y = self.contraction.op.result
-        for shift, acc in accs.items():
-            pull.give(y, self.contraction.out(pull, z, m, n + shift), Term(acc, f32, frozenset({"m", "n"}), atomic=True))
-        for root in self.made.roots:
-            self.made.store(root, self.epilogue.index(pull, root, z, m, n))
-
-    def _loop(self, z: Dim, m: Dim, n: Dim, accs: dict[int, str]) -> None:
-        pull, line = self.pull, self.source.line
-        depth = pull.dim(self.contraction.depth)
-        with pull.block(f"for start in range(0, {depth.text}, BLOCK_K):"):
-            k = self._axis("k", "tl.arange(0, BLOCK_K)[None, :]", self.contraction.depth)
-            down = self._axis("k_down", "tl.arange(0, BLOCK_K)[:, None]", self.contraction.depth)
-            x = self._operand(*self.contraction.left(pull, z, m, k), "m", "k")
-            for shift, acc in accs.items():
-                w = self._operand(*self.contraction.right(pull, z, down, n + shift), "k_down", "n")
-                line(f"{acc} = {self._dot(x, w, acc)}")
-
-    def _axis(self, name: str, span: str, bound: Dim) -> Dim:
-        self.source.line(f"{name} = start + {span}")
-        self.source.line(f"{name}_inside = {name} < {self.pull.dim(bound).text}")
-        return self.pull.axis(name, name, bound, f"{name}_inside")
-
-    def _operand(self, value: object, index: object, first: str, second: str) -> str:
-        """A tile of an operand in the type it is multiplied in; where it was computed, nothing stands beyond the bounds."""
-        pull = self.pull
-        term = pull.at(value, index)  # type: ignore[arg-type]
-        kind = self.contraction.dtype
-        text = term.to(kind).text
-        spread = pull.anchored(text, term.axes, frozenset({first, second})) if not {first, second} <= term.axes else text
-        if not term.padded or spread != text:
-            spread = f"tl.where({pull.mask(frozenset({first, second}))}, {spread}, 0.0).to({spelled(kind)})"
-        return spread
-
-    def _dot(self, x: str, w: str, acc: str) -> str:
-        precise = ', input_precision="ieee"' if self.contraction.dtype == f32 else ""
-        return f"tl.dot({x}, {w}, {acc}{precise})"
-
-    def _packed_loop(self, packed: Packed, z: Dim, m: Dim, n: Dim, accs: dict[int, str]) -> None:
-        """Along words: each of their codes meets its own column of the left operand."""
-        pull, line = self.pull, self.source.line
-        kind = spelled(self.contraction.dtype)
-        with pull.block(f"for start in range(0, {packed.words}, BLOCK_K):"):
-            across = self._axis("k", "tl.arange(0, BLOCK_K)[None, :]", packed.words)
-            down = self._axis("k_down", "tl.arange(0, BLOCK_K)[:, None]", packed.words)
-            words = Words(pull, packed, {shift: n + shift for shift in accs}, word=down,
-                          block=quotient(down, packed.run, pull.bounds), mask="n_inside & k_down_inside")
-            with words.group() as (steps, zeros, first, count), words.codes(first, count) as (part, text):
-                at = element(pull, packed, across, part)
-                value, index = self.contraction.left(pull, z, m, at)
-                x = pull.at(value, index, within(pull, packed, at)).to(self.contraction.dtype).text
-                for shift, acc in accs.items():
-                    number = words.number(shift, text, zeros)
-                    line(f"w = ({number} * ({steps[shift]}{words.scale(text)})).to({kind})")
-                    line(f"{acc} = {self._dot(x, 'w', acc)}")

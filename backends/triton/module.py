@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ingot.backends.torch.tensors import torch_dtype
 from ingot.backends.triton.groups import Group, partition
 from ingot.backends.triton.kernel import Kernel, Pointer, Variant
 from ingot.backends.triton.launch import loaded, sources, start
+from ingot.backends.triton.prebuilt import offered
 from ingot.backends.triton.tuning import Tuner
 from ingot.backends.triton.uploads import Uploads
 from ingot.errors import IRError
@@ -54,14 +56,16 @@ class TritonModule:
     """
 
     def __init__(self, module: Module, *, func: Func | None = None, device: torch.device | str = "cuda",
-                 tuner: Tuner | None = None, uploads: Uploads | None = None) -> None:
-        """tuner: settings of kernels measured before, or to be measured by `tune`; every kernel's defaults when not given.
-        uploads: where the tensors of weights come from, other than the module's weights."""
+                 tuner: Tuner | None = None, uploads: Uploads | None = None, prebuilt: Path | None = None) -> None:
+        """device: on "meta" nothing is computed, but for the shapes. tuner: settings of kernels measured before, or to be
+        measured by `tune`; every kernel's defaults when not given. uploads: where the tensors of weights come from, other than
+        the module's weights. prebuilt: an artifact's folder that may hold compiled kernels."""
         self.module = module
         self.func = func or module.main
         self.device = torch.device(device)
         self.tuner = tuner or Tuner()
         self.uploads = uploads or Uploads(self.device)
+        self.prebuilt = prebuilt
         self.groups = _named_apart(partition(self.func))
         self.kernels = list({k.name: k for g in self.groups for v in g.variants for k in v.kernels}.values())
         self.source = sources(self.kernels)
@@ -88,20 +92,21 @@ class TritonModule:
         live: Live = {}
         for param, given in zip(params, inputs, strict=True):
             live[param] = given.to(self.device, torch_dtype(param.type.dtype)).contiguous()
-        for step in self.steps:
-            self._do(step, live, sizes, around or self._plainly)
+        with offered(self.prebuilt):
+            for step in self.steps:
+                self._do(step, live, sizes, around or self._plainly)
         return [self._tensor(v, live) for v in self.func.returns]
 
     def _do(self, step: Step, live: Live, sizes: Mapping[str, int], around: Around) -> None:
         group = step.group
-        if step.torch is not None:
+        if step.torch is not None and self.device.type != "meta":
             reads = [self._tensor(v, live) for v in group.outlined.inputs]
             for value, made in zip(group.outputs, step.torch.run(reads, sizes=sizes), strict=True):
                 live[value] = made.contiguous()
         else:
             for value in group.outputs:
                 live[value] = self._buffer(value, step, live, sizes)
-            variant = next(v for v in group.variants if v.fits(sizes))
+            variant = next(v for v in group.variants or (Variant(()),) if v.fits(sizes))
             temps = [self._empty([evaluate(d, sizes) for d in t.dims], torch_dtype(t.dtype)) for t in variant.temps]
             for kernel in variant.kernels:
                 tensors = [self._argument(p, group, live, temps) for p in kernel.pointers]

@@ -35,6 +35,11 @@ class Form:
     sources: tuple[int, ...]
     bytes: str = ""
 
+    @property
+    def kind(self) -> str:
+        """Its element type, as in a Triton signature."""
+        return "i32" if self.part == "words" or (self.part == "steps" and self.bytes) else "fp32"
+
     def shape(self, rows: int, columns: int) -> tuple[int, ...]:
         """The shape of the array for a weight of so many rows and columns."""
         block = block_size(self.format, self.group)

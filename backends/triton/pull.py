@@ -190,7 +190,8 @@ class Pull:
         mask = self.mask(axes, guards)
         pointer = buffer.pointer if offset.text == "0" and not axes else (
             f"{buffer.pointer} + {self.anchored(offset.text, offset.axes, axes)}")
-        text = f"tl.load({pointer}, mask={mask}, other=0)" if mask else f"tl.load({pointer})"
+        zero = "0.0" if buffer.dtype.is_float and buffer.dtype.bits == 8 else "0"  # integers do not become small floats
+        text = f"tl.load({pointer}, mask={mask}, other={zero})" if mask else f"tl.load({pointer})"
         return self.name(f"{buffer.pointer.removesuffix('_ptr')}_at", Term(text, buffer.dtype, axes, atomic=True, padded=True))
 
     def _normal(self, value: Value, index: Index) -> Index:

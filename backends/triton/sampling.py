@@ -28,12 +28,19 @@ def choose(logits: torch.Tensor, choice: Choice, *, uniform: torch.Tensor | None
 
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
-    greedy: Any = sampling_kernels.greedy
-    sample: Any = sampling_kernels.sample
+    name, numbers, settings = started(choice, vocab)
+    function: Any = getattr(sampling_kernels, name)
     if choice.temperature == 0:
-        greedy[(rows,)](logits, out, vocab, BLOCK=BLOCK, num_warps=8)
+        function[(rows,)](logits, out, *numbers, **settings)
         return out
     drawn = torch.rand(rows, device=logits.device) if uniform is None else uniform
-    sample[(rows,)](logits, drawn, out, vocab, 1.0 / choice.temperature, choice.top_k, choice.top_p, choice.min_p, BLOCK=BLOCK,
-                    num_warps=8)
+    function[(rows,)](logits, drawn, out, *numbers, **settings)
     return out
+
+
+def started(choice: Choice, vocab: int) -> tuple[str, tuple[float, ...], dict[str, int]]:
+    """Which of `sampling_kernels` is started, with which numbers behind its tensors, constexprs and options."""
+    settings = {"BLOCK": BLOCK, "num_warps": 8, "enable_fp_fusion": True}
+    if choice.temperature == 0:
+        return "greedy", (vocab,), settings
+    return "sample", (vocab, 1.0 / choice.temperature, choice.top_k, float(choice.top_p), float(choice.min_p)), settings

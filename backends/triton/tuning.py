@@ -2,20 +2,26 @@
 
 Without a GPU, or before tuning, a kernel runs with the settings it was written with: blocks that fill a 16-byte load per
 thread, tiles of 16 x 32 for few rows, 64 x 32 for some and 128 x 128 for many, 4 warps (8 for the large tiles). `Tuner.measure`
-tries a kernel's `choices` on the device and keeps the fastest for that kernel, chip and size.
+tries a kernel's `choices` on the device and keeps the fastest for that kernel, chip and size. An artifact keeps its table in
+`tuning.json`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingot.backends.triton.kernel import Kernel
+from ingot.errors import ArtifactError
 
 Settings = Mapping[str, int]
+TABLE = "tuning.json"
+"""The table's file in an artifact. The manifest does not list it: it is written where the artifact runs."""
+REMOVE = "remove the file; kernels then have their defaults until they are measured again"
 
 
 def key(kernel: Kernel, chip: str, sizes: Mapping[str, int]) -> str:
@@ -60,8 +66,21 @@ class Tuner:
         return self.table[name]
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        """Writes the table, whole or not at all. Rows of other chips stay."""
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new.write_text(json.dumps(self.table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        new.replace(path)
 
     @classmethod
     def load(cls, path: Path, chip: str) -> Tuner:
-        return cls(json.loads(path.read_text(encoding="utf-8")), chip)
+        """The table at `path`, an empty one where there is none. Raises ArtifactError when it is not one."""
+        if not path.is_file():
+            return cls(chip=chip)
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArtifactError(f"the table of settings is damaged: {error}", where=str(path), hint=REMOVE) from error
+        rows = table.values() if isinstance(table, dict) else [None]
+        if not all(isinstance(row, dict) and all(type(n) is int for n in row.values()) for row in rows):
+            raise ArtifactError("this is not a table of settings: kernels to numbers by name", where=str(path), hint=REMOVE)
+        return cls(table, chip)

@@ -19,8 +19,10 @@ def decoded_pointer(kind: DType) -> Pointer:
     return Pointer("decoded_ptr", stored(kind), "temp", 0)
 
 
-def unpacking_kernel(made: Opened, packed: Packed, rows: Dim, kind: DType, *, name: str, header: str) -> Kernel:
-    """The kernel that writes a weight of so many rows in an element type. made: a kernel begun, of which only this is used."""
+def unpacking_kernel(made: Opened, packed: Packed, rows: Dim, kind: DType, *, name: str, header: str,
+                     codes: bool = False) -> Kernel:
+    """The kernel that writes a weight of so many rows in an element type, or its codes. made: a kernel begun, of which only this
+    is used."""
     pull, line = made.pull, made.pull.source.line
     target = decoded_pointer(kind)
     for word in ("n", "k", "start", "group", "code", "tensor", target.name):
@@ -31,12 +33,19 @@ def unpacking_kernel(made: Opened, packed: Packed, rows: Dim, kind: DType, *, na
     line(f"k_inside = k < {packed.words}")
     n, k = pull.axis("n", "n", rows, "n_inside"), pull.axis("k", "k", packed.words, "k_inside")
     words = Words(pull, packed, {0: n}, word=k, block=quotient(k, packed.run, pull.bounds), mask="n_inside & k_inside")
-    with words.group() as (steps, zeros, first, count), words.codes(first, count) as (part, text):
+
+    def store(part: Dim, w: str) -> None:
         at = element(pull, packed, k, part)
         inside = f" & ({pull.dim(at).operand} < {packed.columns})" if packed.columns % packed.block else ""
-        line(f"w = {words.number(0, text, zeros)} * ({steps[0]}{words.scale(text)})")
-        line(f"tl.store({target.name} + {pull.dim(n * packed.columns + at).text}, w.to({spelled(kind)}), "
-             f"mask=n_inside & k_inside{inside})")
+        line(f"w = {w}")
+        line(f"tl.store({target.name} + {pull.dim(n * packed.columns + at).text}, w, mask=n_inside & k_inside{inside})")
+
+    if codes:
+        with words.codes("", packed.per) as (part, text):
+            store(part, words.code(0, text))
+    else:
+        with words.group() as (steps, zeros, first, count), words.codes(first, count) as (part, text):
+            store(part, f"({words.number(0, text, zeros)} * ({steps[0]}{words.scale(text)})).to({spelled(kind)})")
     body, sizes = pull.source.lines(), tuple(pull.sizes)
     pointers = (*packed.pointers.values(), target)
     constants = {"BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K, "WIDE": 0}

@@ -6,17 +6,23 @@ Triton compiles one kernel at a time, when it is first started, which for a new 
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ingot.backends.triton.kernel import Kernel
 from ingot.backends.triton.launch import arguments, loaded
 from ingot.backends.triton.module import Inputs, Start, TritonModule
+
+if TYPE_CHECKING:
+    from triton.backends.compiler import GPUTarget
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Launch:
     source: str
     name: str
     dtypes: tuple[torch.dtype, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[float, ...]
     settings: tuple[tuple[str, Any], ...]
 
 
@@ -61,13 +67,68 @@ def compile_launch(launch: Launch) -> str:
     return ""
 
 
-def compile_all(wanted: Iterable[Launch], *, processes: int,
-                each: Callable[[str], None] = lambda said: None) -> list[str]:
-    """Compiles launches, each once, by several processes; what went wrong. each: called with that, or nothing, after each."""
+class Absent:
+    """Triton's driver of a chip that is not there: it can start nothing. capability: of the chip, as 90."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def aimed(capability: int, cache: Path) -> Iterator[None]:
+    """Within it, Triton compiles for a chip that need not be there, and keeps what is needed to start a kernel in a folder."""
+    import triton
+    from triton import knobs
+
+    before, driver = triton.runtime.driver._active, cast("Any", Absent(capability))
+    with knobs.cache.scope(), knobs.compilation.scope():
+        triton.runtime.driver.set_active(driver)
+        knobs.cache.dir = str(cache)
+        knobs.compilation.store_binary_only = True
+        try:
+            yield
+        finally:
+            triton.runtime.driver._active = before
+
+
+def _enter(capability: int | None, cache: Path | None) -> None:
+    """The same for the rest of a process, where there is anything to aim at."""
+    if capability is not None and cache is not None:
+        stack = ExitStack()
+        stack.enter_context(aimed(capability, cache))
+        atexit.register(stack.close)  # which also keeps it from being closed before
+
+
+def compile_all(wanted: Iterable[Launch], *, processes: int, each: Callable[[str], None] = lambda said: None,
+                chip: int | None = None, cache: Path | None = None) -> list[str]:
+    """Compiles launches, each once; what went wrong. each: called with that, or nothing, after each. processes: this one alone
+    where it is 1.
+
+    chip, cache: see `aimed`; the chip at hand and Triton's own cache when not given.
+    """
     errors: list[str] = []
     once = list(dict.fromkeys(wanted))
-    with ProcessPoolExecutor(max(1, min(processes, len(once))), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for said in pool.map(compile_launch, once):
+    target = aimed(chip, cache) if chip is not None and cache is not None else nullcontext()
+    with ExitStack() as stack:
+        if min(processes, len(once)) > 1:
+            pool = ProcessPoolExecutor(min(processes, len(once)), mp_context=multiprocessing.get_context("spawn"),
+                                       initializer=_enter, initargs=(chip, cache))
+            results = stack.enter_context(pool).map(compile_launch, once)
+        else:
+            stack.enter_context(target)
+            results = map(compile_launch, once)
+        for said in results:
             each(said)
             if said:
                 errors.append(said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingot.backends.triton.index import quotient, remainder
 from ingot.backends.triton.kernel import Pointer
@@ -83,15 +83,10 @@ def packed_weight(made: Opened, outlined: Outlined, product: Linear | MatMul) ->
     narrow = op.scale.type.dtype in (f8e4m3, f8e8m0) and op.offset is None and (
         op.tensor_scale is None or not op.tensor_scale.type.rank)
     form = Form("steps", op.format, op.group, sources, op.scale.type.dtype.name if narrow else "")
-    parts = {"words": "i32", "steps": "i32" if narrow else "fp32"}
-    if narrow and op.tensor_scale is not None:
-        parts["tensor"] = "fp32"
-    if is_table(op.format):
-        parts["table"] = "fp32"
-    if op.zero is not None:
-        parts["zeros"] = "fp32"
-    pointers = {part: Pointer(made.pull.source.names.take(f"{part}_ptr"), kind, "in", sources[0],
-                              Form(part, op.format, op.group, sources, form.bytes)) for part, kind in parts.items()}
+    parts = {"words": True, "steps": True, "tensor": narrow and op.tensor_scale is not None, "table": is_table(op.format),
+             "zeros": op.zero is not None}
+    forms = [replace(form, part=part) for part, wanted in parts.items() if wanted]
+    pointers = {f.part: Pointer(made.pull.source.names.take(f"{f.part}_ptr"), f.kind, "in", sources[0], f) for f in forms}
     return Packed(pointers, form, op.packed.type.shape[1])
 
 
@@ -175,6 +170,11 @@ class Words:
             return f"tl.load({self.packed.pointers['table'].name} + ({at}))"
         exponent, fraction = _split(fmt.code)
         return f"device.minifloat({words}, {part}, {exponent}, {fraction})"
+
+    def code(self, shift: int, part: str) -> str:
+        """The source of a code of 8 bits as it is."""
+        integer = isinstance(format_named(self.packed.form.format), Integer)
+        return f"device.code({self.words[shift]}, {part}, {int(integer)})"
 
     def scale(self, part: str) -> str:
         """The power of two that integers come multiplied by, inverted: source with a leading ` * `, or nothing."""

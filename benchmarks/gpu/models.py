@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ingot.ir.formats import Format, format_named
 from ingot.ir.module import Module
 from ingot.ir.ops.embedding import Embedding
 from ingot.ir.ops.matmul import Linear
+from ingot.ir.text import parse_module, print_module
 from ingot.ir.value import Const
 from ingot.ir.weights import UnknownWeight
 from ingot.passes.quantization.scheme import Scheme
@@ -38,6 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
                         "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 256, "tie_word_embeddings": True}
 GROUP = 128
+TRACED = Path(__file__).parent / "traced"
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,30 @@ class Shape:
 
 
 def decoder(shape: Shape, *, weights: str) -> Module:
-    """The cached decoder of a shape in bf16, traced without weights. weights: bf16, or the format of the linears' codes."""
+    """The cached decoder of a shape in bf16, without weights. weights: bf16, or the format of the linears' codes."""
+    file = TRACED / f"{shape.name}.ir.gz"
+    module = parse_module(gzip.decompress(file.read_bytes()).decode(), filename=file.name) if file.exists() else trace(shape)
+    if weights != "bf16":
+        in_codes(module, format_named(weights))
+    return module
+
+
+def trace(shape: Shape) -> Module:
+    """The decoder of a shape as transformers has it. This alone, and the rival, need transformers."""
     with tempfile.TemporaryDirectory() as folder:
         config = shape.config()
         (Path(folder) / "config.json").write_text(json.dumps(config.to_dict(), default=str))
         module = ingot.load(folder, dtype="bf16", weights=False)
     ingot.optimize(module, recipe("gpu-bf16"))
-    if weights != "bf16":
-        in_codes(module, format_named(weights))
     return module
+
+
+def keep_traced(shape: Shape) -> Path:
+    """Writes what `decoder` then reads, for a machine without transformers; the file."""
+    TRACED.mkdir(parents=True, exist_ok=True)
+    file = TRACED / f"{shape.name}.ir.gz"
+    file.write_bytes(gzip.compress(print_module(trace(shape)).encode(), mtime=0))
+    return file
 
 
 def in_codes(module: Module, fmt: Format) -> None:

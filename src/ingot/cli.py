@@ -78,13 +78,14 @@ threads = click.option("--threads", type=click.IntRange(1), help="Threads within
 @click.option("--dump", type=click.Path(path_type=Path), help="Also write the text of every stage here.")
 @click.option("--opset-only", is_flag=True, help="Standard ONNX operators alone.")
 @click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="Floats of the graph [default: f32; bf16 for triton].")
+@click.option("--arch", metavar="SM,...", help="For triton: architectures to compile kernels for now, as sm_90,sm_100.")
 @check
 @repro
 @plugins
 @as_json
 def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str | None, adapter: tuple[str, ...],
              calib: tuple[Path, ...], calib_tokens: int, calib_context: int, evaluation: tuple[Path, ...], no_eval: bool,
-             force: bool, dump: Path | None, opset_only: bool, dtype: str | None, check: bool, repro: Path,
+             force: bool, dump: Path | None, opset_only: bool, dtype: str | None, arch: str | None, check: bool, repro: Path,
              plugin: tuple[str, ...], as_json: bool) -> None:
     """Compile MODEL (a checkpoint directory, a .gguf file, an .ir file, package.module:callable).
 
@@ -98,7 +99,8 @@ def compile_(model: str, out: Path, target: str, recipe: str | None, passes: str
     with progress_bar("compile") as step:
         made = run(model, out, target=target, recipe=recipe, passes=passes, adapter=adapter, calib=calib or None,
                    calib_tokens=calib_tokens, calib_context=calib_context, evaluation=not no_eval and (evaluation or True),
-                   force=force, dump=dump, opset_only=opset_only, dtype=dtype, check=check, repro=repro, progress=step)
+                   force=force, dump=dump, opset_only=opset_only, dtype=dtype, check=check, repro=repro, progress=step,
+                   archs=arch.split(",") if arch else ())
     if as_json:
         click.echo(json.dumps(made.to_json()))
     else:
@@ -182,6 +184,7 @@ def eval_(artifact: Path, text: tuple[Path, ...], against: str | None, context: 
 @click.option("--past", type=click.IntRange(1), help="Tokens in the cache when decoding starts [default: the prompt].")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--tune", is_flag=True, help="For triton: first measure settings of kernels, and keep the best in the artifact.")
 @threads
 @as_json
 def bench(artifact: Path, as_json: bool, threads: int | None, **options: Any) -> None:

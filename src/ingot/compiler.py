@@ -122,8 +122,8 @@ class Compiled:
 def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: str | None = None, passes: str | None = None,
             adapter: str | Path | Sequence[str | Path] = (), calib: Files | None = None, calib_tokens: int = TOKENS,
             calib_context: int = CONTEXT, evaluation: Files | bool = True, force: bool = False, dump: str | Path | None = None,
-            opset_only: bool = False, dtype: str | None = None, check: bool = False, repro: str | Path | None = REPRO,
-            progress: Step | None = None) -> Compiled:
+            opset_only: bool = False, dtype: str | None = None, archs: Sequence[str] = (), check: bool = False,
+            repro: str | Path | None = REPRO, progress: Step | None = None) -> Compiled:
     """Compile a model into an artifact directory.
 
     target: ort (ONNX Runtime on the CPU) or triton (kernels for a GPU). recipe: a named pipeline (fp32 when neither it nor
@@ -140,6 +140,13 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
         raise IngotError("give a recipe or a pipeline, not both")
     if target not in ("ort", "triton"):
         raise IngotError(f"unknown target {target}", hint="targets: ort, triton")
+    if archs:
+        if target != "triton":
+            raise IngotError("architectures are compiled for with --target triton alone")
+        from ingot.backends.triton.aot import capability
+
+        for arch in archs:
+            capability(arch)
     pipeline = with_adapters(parse_pipeline(passes), adapter) if passes is not None else None
     check_order(pipeline or with_adapters(parse_pipeline(recipe_text(recipe or "fp32")), adapter), Module(), has_calibration=True)
     given = [*files_of(calib), *([] if isinstance(evaluation, bool) else files_of(evaluation))]
@@ -197,7 +204,7 @@ def compile(model: str | Path, out: str | Path, *, target: str = "ort", recipe: 
             from ingot.triton_target import FILES
             from ingot.triton_target import write as write_triton
 
-            write_triton(module, writer.root)
+            write_triton(module, writer.root, archs=archs, progress=progress)
             manifest = writer.finish(replace(manifest, target="triton", **FILES))  # type: ignore[arg-type]
             journal.remove()
             return Compiled(Path(out), manifest, receipts, time.perf_counter() - start, peak_rss())

@@ -84,11 +84,18 @@ def _logits_of(model: Path | str, *, threads: int | None) -> Logits:
     return reference_logits(model)
 
 
-def bench(artifact: Path | str, *, threads: int | None = None, **options: Any) -> BenchResult:
-    """Prefill and decode speed; options as in `ingot.runtime.bench.bench`."""
+def bench(artifact: Path | str, *, threads: int | None = None, tune: bool = False, **options: Any) -> BenchResult:
+    """Prefill and decode speed; options as in `ingot.runtime.bench.bench`. tune: first measure the settings of kernels on this
+    GPU, and keep the fastest with the artifact."""
     session = open_session(artifact, threads=threads)
     if session.manifest.kind != "decoder":
         raise GenerateError(f"this artifact is of kind {session.manifest.kind}; only decoders are benchmarked")
+    if tune:
+        from ingot.triton_session import TritonSession
+
+        if not isinstance(session, TritonSession):
+            raise GenerateError(f"an artifact for {session.manifest.target} has nothing to tune", hint="those for triton have")
+        session.tune(batch=options.get("batch", 1), prompt=options.get("prompt_tokens", 512))
     return _bench(session, **options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ingot.backends.triton.module import TritonModule
     from ingot.backends.triton.sampling import Choice
 
+Timer = Callable[[Callable[[], None]], float]
+"""Times a call on the device (seconds)."""
 SMALLEST = 64
 """The capacity the first caches have (positions)."""
 CHUNK = 2048
@@ -46,6 +48,7 @@ class TritonSession(Session):
 
         from ingot.backends.triton.module import TritonModule
         from ingot.backends.triton.stored import read_module
+        from ingot.backends.triton.tuning import TABLE, Tuner
 
         root = Path(path)
         manifest = Manifest.load(root)
@@ -59,7 +62,33 @@ class TritonSession(Session):
             if not torch.cuda.is_available():
                 raise IngotError("this artifact runs on a GPU, and torch finds none", where=str(root),
                                  hint="compile with --target ort for the CPU")
-        return cls(root, manifest, TritonModule(read_module(root), device=device))
+        tuner = Tuner.load(root / TABLE, torch.cuda.get_device_name() if device == "cuda" else device)
+        return cls(root, manifest, TritonModule(read_module(root), device=device, tuner=tuner, prebuilt=root))
+
+    def tune(self, *, batch: int = 1, prompt: int = 512, seconds: Timer | None = None) -> Path:
+        """Measures the settings of every kernel on this device, for steps of `batch` rows and for prompts of `prompt` tokens,
+        and keeps the fastest with the artifact, for every session that opens it; the file. Ends the rows held.
+
+        seconds: times a call; by Triton's own `do_bench` when not given. ArtifactError when the file cannot be written.
+        """
+        from triton.testing import do_bench
+
+        from ingot.backends.triton.decoder import Decoder
+        from ingot.backends.triton.tuning import TABLE
+
+        measure: Any = do_bench
+        self._require_decoder()
+        self._decoder, self._lengths = None, np.zeros(0, np.int64)
+        prompt = min(prompt, self.context)
+        for rows, tokens, start in ((batch, 1, prompt - 1), (1, prompt, 0)):
+            made = Decoder(self._compiled, batch=rows, capacity=prompt)
+            self._compiled.tune(made.trial(tokens, start=start), seconds or (lambda call: measure(call, 5, 25) / 1e3))
+        file = self.path / TABLE
+        try:
+            self._compiled.tuner.save(file)
+        except OSError as error:
+            raise ArtifactError(f"the settings cannot be kept: {error.strerror}", where=str(file)) from error
+        return file
 
     @property
     def cache_bytes(self) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ingot.backends.triton.groups import partition
-from ingot.backends.triton.tuning import Tuner, key
+from ingot.backends.triton.tuning import TABLE, Tuner, key
+from ingot.errors import ArtifactError
 from tests.backends.triton.examples import example
 
 KERNEL = partition(example("llama_layer").main)[1].variants[0].kernels[0]
@@ -53,3 +54,14 @@ def test_keys_tell_sizes_apart_by_powers_of_two() -> None:
     kernel = partition(example("llama_layer").main)[1].variants[1].kernels[0]
     keys = [key(kernel, "c", {"B": 1, "S": s}) for s in (5, 8, 9)]
     assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "damaged"), ("[]", "not a table"), ('{"k": {"BLOCK": "1"}}', "not a table")])
+def test_a_damaged_table_is_an_error(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / TABLE).write_text(text)
+    with pytest.raises(ArtifactError, match=message):
+        Tuner.load(tmp_path / TABLE, "")
+
+
+def test_without_a_table_there_are_defaults(tmp_path: Path) -> None:
+    assert Tuner.load(tmp_path / TABLE, "H200") == Tuner(chip="H200")

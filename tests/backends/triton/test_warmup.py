@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,29 +25,6 @@ module @m {
   }
 }
 """
-
-
-@pytest.fixture
-def hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A driver that knows of a Hopper chip and can start nothing, and a cache of its own."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class Driver:
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-    before = triton.runtime.driver._active
-    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    triton.runtime.driver.set_active(Driver())
-    yield
-    triton.runtime.driver._active = before
 
 
 def module() -> Module:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import shutil
 from pathlib import Path
 from unittest.mock import patch
 
@@ -64,6 +67,21 @@ def test_caches_grow_and_keep_what_they_hold(session: TritonSession, checkpoint:
         logits = session.step([IDS[0, 8]])
     assert session.cache_bytes == 2 * before
     assert np.abs(logits[0] - reference_logits(checkpoint)(IDS)[0, -1]).max() < 1e-4
+
+
+def test_settings_that_were_measured_are_kept_with_the_artifact(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The last choice of every kernel is the fastest here; whoever opens the artifact has it, and the same logits."""
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    times = itertools.count(start=1000, step=-1)
+    session = TritonSession.open(copy, device="cpu")
+    file = session.tune(prompt=5, seconds=lambda call: next(times))
+    table = json.loads(file.read_text())
+    assert {key.split("/")[1] for key in table} >= {"linear_kernel_row", "linear_kernel_few", "attention_kernel_split"}
+    again = TritonSession.open(copy, device="cpu")
+    chosen = [again._compiled.tuner.settings(k, {"B": 1, "S": 1, "N": 1, "T": 5}) for k in again._compiled.kernels if k.choices]
+    assert any(chosen)
+    assert np.abs(again.logits(IDS[:1]) - reference_logits(checkpoint)(IDS[:1])).max() < 1e-4
 
 
 def test_int4_in_bf16_runs_and_is_near(checkpoint: Path, tmp_path: Path) -> None:

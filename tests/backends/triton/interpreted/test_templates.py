@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ingot.backends.triton import attention, matmul
+from ingot.backends.triton import attention, matmul, split
 from ingot.backends.triton.module import TritonModule
 from ingot.backends.triton.packing import block_size, stored_bits, words
 from ingot.ir.dims import sym
@@ -26,7 +26,7 @@ from tests.backends.triton.interpreted.check import agree, changed
 GATED = """
 module @gated {{
   dim M in 1..200
-  func @forward(%x: {t}[M, 40], %w: {t}[96, 40], %b: {t}[96], %r: {t}[M, 48]) -> ({t}[M, 48], {t}[M, 48]) {{
+  func @forward(%x: {t}[M, {k}], %w: {t}[96, {k}], %b: {t}[96], %r: {t}[M, 48]) -> ({t}[M, 48], {t}[M, 48]) {{
     %y = linear(%x, %w, bias=%b) : {t}[M, 96]
     %g, %u = split(%y) {{sizes = [48, 48]}} : {t}[M, 48], {t}[M, 48]
     %s = silu(%g) : {t}[M, 48]
@@ -40,11 +40,16 @@ module @gated {{
 
 @pytest.mark.parametrize("rows", [1, 2, 33])
 @pytest.mark.parametrize("kind", ["f32", "bf16", "f16"])
-def test_a_gated_mlp_is_one_kernel(kind: str, rows: int) -> None:
-    module = parse_module(GATED.format(t=kind))
+def test_a_gated_mlp_is_one_group(kind: str, rows: int) -> None:
+    gated(kind, rows, 40)
+
+
+def gated(kind: str, rows: int, depth: int) -> None:
+    module = parse_module(GATED.format(t=kind, k=depth))
     small = {k: np.asarray(v * 0.3, v.dtype) for k, v in inputs_for(module, np.random.default_rng(rows), {"M": rows}).items()}
     compiled = agree(module, list(small.values()), limit={"f32": 1e-5, "f16": 4e-3, "bf16": 3e-2}[kind])
     assert len(compiled.steps) == 1
+    assert ("_few_split(" in compiled.source) == (depth > 40)
 
 
 def quantized(name: str, rows: int, columns: int, *, group: int, kind: str = "f32") -> Module:
@@ -189,8 +194,38 @@ def test_a_wrong_attention_is_noticed(name: str) -> None:
 def test_large_tiles_agree_with_small_ones(tiles: tuple[str, ...]) -> None:
     """The last one decodes weights into memory first."""
     with patch.multiple(matmul, **dict.fromkeys(tiles, 1)):
-        test_a_gated_mlp_is_one_kernel("bf16", 33)
+        test_a_gated_mlp_is_one_group("bf16", 33)
         for name in ("int4", "nvfp4", "nf4"):
             test_weights_in_every_format(name, 40)
         test_groups_of_any_size_and_a_short_last_one(72, 32, 5)
         test_groups_of_any_size_and_a_short_last_one(40, 8, 5)
+
+
+@pytest.mark.parametrize("rows", [2, 33])
+@pytest.mark.parametrize("kind", ["f32", "bf16"])
+def test_programs_that_share_the_depth(kind: str, rows: int) -> None:
+    """Of unequal parts: three tiles by two programs, or five by four."""
+    with patch.multiple(split, PROGRAMS=10**6, LEAST=1):
+        gated(kind, rows, 290)
+
+
+@pytest.mark.parametrize(("name", "group"), [("int4", 128), ("nvfp4", 16), ("nf4", 64), ("fp8-e4m3", 128), ("int3", 64)])
+def test_programs_that_share_the_depth_of_codes(name: str, group: int) -> None:
+    with patch.multiple(split, PROGRAMS=10**6, LEAST=1):
+        module = quantized(name, 20, 1152, group=format_named(name).group or group)
+        x = np.random.default_rng(1).normal(size=(3, 1152)).astype(np.float32)
+        compiled = agree(module, [x], limit=2e-5)
+    assert "linear_kernel_few_split" in compiled.source
+
+
+@pytest.mark.parametrize("mistake", [("split * width", "0 * width"), ("tl.static_range(SPLITS)", "tl.static_range(1, SPLITS)"),
+                                     ("(split + 1) * width", "(split + 1) * width - BLOCK_K")])
+def test_a_part_lost_is_noticed(mistake: tuple[str, str]) -> None:
+    with changed(*mistake), pytest.raises(AssertionError, match="is off by"):
+        test_programs_that_share_the_depth("f32", 2)
+
+
+def test_wide_products_are_not_shared() -> None:
+    """Enough tiles, or too little depth: one program each."""
+    shapes = ((128, 32), (192, 32), (896, 32), (64, 16), (18, 4), (18, 200))
+    assert [split.splits_of(tiles, steps) for tiles, steps in shapes] == [4, 2, 1, 4, 1, 8]
