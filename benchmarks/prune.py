@@ -17,9 +17,13 @@ import numpy as np
 from rows import calibration_chunks, every_chunk, measure_rows
 
 METHODS = {
+    "original": "",
     "magnitude": "prune{what=mlp ratio=PART importance=magnitude repair=none uniform=true}",
     "wanda-sp": "prune{what=mlp ratio=PART importance=wanda repair=none uniform=true}",
+    "wanda-sp fitted": "prune{what=mlp ratio=PART importance=wanda uniform=true}",
+    "taylor": "prune{what=mlp ratio=PART importance=taylor repair=none uniform=true}",
     "flap": "prune{what=mlp ratio=PART importance=flap repair=mean}",
+    "flap kv": "prune{what=mlp+kv ratio=WHOLE importance=flap repair=mean}",
     "depth": "prune{what=layers ratio=WHOLE repair=none}",
     "ours uniform": "prune{what=mlp ratio=PART uniform=true}",
     "ours": "prune{what=mlp ratio=PART}",
@@ -27,7 +31,9 @@ METHODS = {
     "ours kv": "prune{what=mlp+kv ratio=WHOLE}",
     "ours kv all": "prune{what=mlp+kv ratio=WHOLE repair=all}",
 }
-"""Pipelines by name; WHOLE is the part of the blocks' parameters to go, PART what that is of the MLPs' alone."""
+"""Pipelines by name; WHOLE is the part of the blocks' parameters to go, PART what that is of the MLPs' alone. wanda-sp and flap
+(ranked over all layers, biases compensating) as An et al. 2023, arXiv 2312.11983, taylor as the rule of LLM-Pruner; wanda-sp
+fitted is that choice with our repair, which tells choice and repair apart."""
 RATIOS = (10, 20, 30)
 
 
@@ -58,14 +64,16 @@ def measured(checkpoint: Path, method: str, percent: int, text: np.ndarray, cali
     ratio = percent / 100
     pipeline = METHODS[method].replace("WHOLE", f"{ratio:.4f}").replace("PART", f"{ratio * whole / mlp:.4f}")
     start = time.process_time()
-    receipt = run_pipeline(module, parse_pipeline(pipeline), Context(calibration=[row[None] for row in calibration]))[-1]
+    stages = parse_pipeline(pipeline) if pipeline else []
+    receipts = run_pipeline(module, stages, Context(calibration=[row[None] for row in calibration]))
     seconds, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     executor = Executor(module, keep=True)
     pos = np.arange(text.shape[1])[None]
     found = perplexity(lambda ids: executor.run({"ids": ids, "pos": pos})[0].numpy(), text)
     return {"method": method, "percent": percent, "pipeline": pipeline, "perplexity": found.perplexity,
-            "removed": 1 - sum(block.parameters for block in blocks(module.main)) / whole, "cpu_seconds": round(seconds, 1),
-            "peak_bytes": peak, "calibration_tokens": int(calibration.size), "details": receipt.details}
+            "interval95": found.interval, "removed": 1 - sum(block.parameters for block in blocks(module.main)) / whole,
+            "cpu_seconds": round(seconds, 1), "peak_bytes": peak, "calibration_tokens": int(calibration.size),
+            "details": receipts[-1].details if receipts else {}}
 
 
 @click.command()
@@ -84,7 +92,8 @@ def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: in
         print(json.dumps(measured(checkpoint, method, int(percent), every_chunk(text, every),
                                   calibration_chunks(calib, calib_chunks))))
         return
-    measure_rows(only or [f"{method} {ratio}" for ratio in RATIOS for method in METHODS], out, show=lambda name, record: (
+    rows = ["original 0", *(f"{method} {ratio}" for ratio in RATIOS for method in METHODS if METHODS[method])]
+    measure_rows(only or rows, out, show=lambda name, record: (
         f"{name:20} {record['perplexity']:10.3f}  {record['removed']:6.1%} gone  {record['cpu_seconds']:7.1f} s  "
         f"{record['peak_bytes'] / 1e9:5.2f} GB"))
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ingot.ir.module import Func, Module
+from ingot.ir.module import Builder, Func, Module
 from ingot.ir.op import Op
 from ingot.ir.ops.attention import Attention
 from ingot.ir.ops.matmul import Linear
+from ingot.ir.ops.norm import LayerNorm, RmsNorm, SkipLayerNorm, SkipRmsNorm
 from ingot.ir.value import Const, Value
 from ingot.passes.base import Context
 from ingot.passes.calibration.calibrate import inputs_for
@@ -51,7 +52,10 @@ def blocks(func: Func) -> list[Block]:
 
 
 def _stretches(func: Func) -> Iterator[Block]:
-    """The ops between two values of one type, each of which is all that is handed on there (but for positions)."""
+    """The ops between two values of one type, each of which is all that is handed on there (but for positions).
+
+    A fused sum and norm counts as two ops; the norm of a sum that is handed on belongs to what follows.
+    """
     aside = positional(func.module)
     order = {op: i for i, op in enumerate(func.ops)}
     end = {value: max(order.get(user, len(order)) for user in value.users)
@@ -60,12 +64,20 @@ def _stretches(func: Func) -> Iterator[Block]:
     start: tuple[int, Value] | None = None
     for i, op in enumerate(func.ops):
         live = {v for v in (*live, *op.results) if end.get(v, -1) > i}
-        if len(live) != 1 or (start is not None and start[1] in live):
+        if start is not None and start[1] in live:
             continue
-        here = next(iter(live))
-        if start is not None and start[1].type == here.type:
-            yield Block(start[1], here, tuple(func.ops[start[0]:i + 1]))
-        start = i + 1, here
+        here = [(i, total)] if (total := _summed(op)) is not None and live <= set(op.results) else []
+        if len(live) == 1 and not (here and here[0][1] in live):
+            here.append((i + 1, next(iter(live))))
+        for at, value in here:
+            if start is not None and start[1].type == value.type:
+                yield Block(start[1], value, tuple(func.ops[start[0]:at]))
+            start = at, value
+
+
+def _summed(op: Op | None) -> Value | None:
+    """The sum that an op gives beside its norm."""
+    return op.results[1] if isinstance(op, SkipRmsNorm | SkipLayerNorm) else None
 
 
 def influence(module: Module, found: Sequence[Block], ctx: Context) -> np.ndarray:
@@ -108,7 +120,30 @@ def least(found: Sequence[Block], scores: np.ndarray, ratio: float) -> list[Bloc
 
 def leave_out(func: Func, gone: Sequence[Block]) -> None:
     """Let what reads a block's result read what the block read."""
-    order = {op: i for i, op in enumerate(func.ops)}
-    for block in sorted(gone, key=lambda b: -order[b.ops[-1]]):
-        func.replace(block.last, block.first)
+    for first, last in _runs(gone):
+        if _summed(last.op) is not last:
+            func.replace(last, first)
+            continue
+        skip, before = last.op, first.op
+        assert isinstance(skip, SkipRmsNorm | SkipLayerNorm)
+        if isinstance(before, SkipRmsNorm | SkipLayerNorm) and _summed(before) is first:
+            func.set_operand(skip, "x", before.x)  # the same sum, with the norm of what follows
+            func.set_operand(skip, "skip", before.skip)
+        else:
+            norm = RmsNorm(first, skip.w, skip.eps) if isinstance(skip, SkipRmsNorm) else \
+                LayerNorm(first, skip.w, skip.bias, skip.eps)
+            func.replace(skip.results[0], Builder(func, before=skip)(norm))
+            func.replace(last, first)
     func.drop_dead()
+
+
+def _runs(gone: Sequence[Block]) -> list[tuple[Value, Value]]:
+    """What is read and what is handed on by blocks that follow each other without another between them."""
+    lasts = {block.first: block.last for block in gone}
+    found: list[tuple[Value, Value]] = []
+    for first in [value for value in lasts if value not in lasts.values()]:
+        last = lasts[first]
+        while last in lasts:
+            last = lasts[last]
+        found.append((first, last))
+    return found

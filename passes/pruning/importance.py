@@ -30,8 +30,9 @@ def rankings(module: Module, chosen: Sequence[Group], ctx: Context, *, importanc
     2019, arXiv 1906.10771, section 3.1; LLM-Pruner, Ma et al. 2023, arXiv 2305.11627, section 3.2), L the loss of predicting
     the next token. wanda: |w| times the norm of the input, summed over the columns that read the unit (Sun et al. 2023, arXiv
     2306.11695; for structures: An et al. 2023, arXiv 2312.11983, "Wanda-sp"). flap: the variance of the input times the squared
-    norm of the column (An et al., equation 4). obs: what is lost when the other columns are refitted (see `elimination`);
-    groups with more than a few readers are ranked by wanda. level: see `evidence.gathered`.
+    norm of the column (An et al., equation 4), of mean 0 and deviation 1 in a layer, so that layers compare; the mean over the
+    columns of a unit. obs: what is lost when the other columns are refitted (see `elimination`); groups with more than a few
+    readers are ranked by wanda. level: see `evidence.gathered`.
     Raises PassError for a group that no linear reads, where inputs are asked for.
     """
     if importance == "magnitude":
@@ -61,16 +62,16 @@ def rankings(module: Module, chosen: Sequence[Group], ctx: Context, *, importanc
                     found[group] = by_elimination(waiting.pop(group), group.size, blocks=group.blocks)
                 continue
             held = units >= 0
-            columns = _columns(w, evidence, "flap" if importance == "flap" else "wanda")
+            columns = (_fluctuation(w, evidence) * group.cost / np.bincount(units[held], minlength=group.size)[units]
+                       if importance == "flap" else np.abs(w).sum(0) * np.sqrt(evidence.second.diagonal() * evidence.energy))
             scores[group] = scores.get(group, np.zeros(group.size)) + np.bincount(units[held], columns[held], group.size)
     return found | {group: by_score(score, blocks=group.blocks) for group, score in scores.items()}
 
 
-def _columns(w: np.ndarray, evidence: Evidence, importance: str) -> np.ndarray:
-    """The score of each column of a weight."""
-    if importance == "flap":
-        return np.asarray(np.square(w).sum(0) * evidence.variance * evidence.energy)
-    return np.asarray(np.abs(w).sum(0) * np.sqrt(evidence.second.diagonal() * evidence.energy))
+def _fluctuation(w: np.ndarray, evidence: Evidence) -> np.ndarray:
+    """FLAP's score of each column of a weight, of mean 0 and deviation 1."""
+    score = np.square(w).sum(0) * evidence.variance
+    return np.asarray((score - score.mean()) / max(float(score.std()), float(np.finfo(np.float32).tiny)))
 
 
 def _summed(group: Group, values: dict[Const, np.ndarray]) -> np.ndarray:

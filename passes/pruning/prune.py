@@ -95,7 +95,7 @@ class Prune(Pass):
         coupling = Coupling(module.main)
         chosen = self._chosen(module, coupling)
         ranked = rankings(module, chosen, ctx, importance=self.importance,
-                          level=self.importance == "obs" or not self.uniform)
+                          level=self.importance == "obs" or (self.importance == "wanda" and not self.uniform))
         counts = allocate(ranked, ratio=self.ratio, multiple=self.multiple, uniform=self.uniform)
         kept = {group: _mask(group, ranked[group], count) for group, count in counts.items() if count}
         if not kept:

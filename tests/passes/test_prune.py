@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 
 from ingot.compiler import compile as ingot_compile
 from ingot.errors import NothingMatched, PassError
+from ingot.frontend.huggingface import import_model
 from ingot.ir.copy import copy_module
+from ingot.ir.interpret import run
 from ingot.ir.module import Module
 from ingot.ir.value import Const
 from ingot.ir.verify import verify
@@ -18,14 +21,14 @@ from ingot.ir.weights import ArrayWeight
 from ingot.passes.base import Context
 from ingot.passes.contracts.contract import Check
 from ingot.passes.pipeline import Receipt, parse_pipeline, run_pipeline
-from ingot.passes.pruning.depth import blocks
+from ingot.passes.pruning.depth import blocks, leave_out
 from ingot.passes.pruning.elimination import DAMPING, Elimination, Reader
 from ingot.passes.pruning.groups import Group
 from ingot.passes.pruning.ranking import allocate, by_elimination, by_score
 from ingot.passes.pruning.refit import Pair, solve
 from ingot.passes.pruning.spaces import Space
 from ingot.runtime.session import Session
-from tests.frontend.examples import imported
+from tests.frontend.examples import imported, inputs_for
 from tests.frontend.models import VOCAB, saved, tiny
 
 TRACE = "clean,recognize,clean"
@@ -42,6 +45,17 @@ def pruned(name: str, pipeline: str, *, check: bool = False) -> tuple[Module, Re
     receipts = run_pipeline(module, parse_pipeline(pipeline), Context(calibration=text()), check=Check() if check else None)
     verify(module)
     return module, receipts[-1]
+
+
+def recognized(name: str, pipeline: str) -> Module:
+    module = copy_module(imported(name)[0])
+    run_pipeline(module, parse_pipeline(pipeline))
+    return module
+
+
+@cache
+def three_blocks(name: str) -> Module:
+    return import_model(tiny(name, **{{"gpt2": "n_layer"}.get(name, "num_hidden_layers"): 3})[1])
 
 
 def distance(before: Module, after: Module) -> float:
@@ -62,6 +76,7 @@ def distance(before: Module, after: Module) -> float:
     "prune{what=kv ratio=0.5 repair=all}", "prune{what=width ratio=0.25 multiple=4}",
     "prune{ratio=0.25 importance=taylor repair=mean multiple=4}",
     "prune{what=mlp+heads ratio=0.3 importance=flap bias=true multiple=4}", "prune{what=layers ratio=0.5 repair=all}",
+    "fuse,prune{what=layers ratio=0.5 repair=all}", "fuse,prune{what=mlp+heads ratio=0.3 multiple=4}",
     "prune{ratio=0.25 importance=magnitude repair=none multiple=8}"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_every_kind_of_cut(name: str, pipeline: str) -> None:
@@ -92,6 +107,21 @@ def test_widths_are_multiples() -> None:
 def test_uniform_takes_the_same_everywhere() -> None:
     _, receipt = pruned("llama", "prune{ratio=0.25 multiple=4 uniform=true}")
     assert set(map(tuple, receipt.details["widths"].values())) == {(48, 36)}
+
+
+def test_flap_compares_layers_by_what_is_usual_in_each() -> None:
+    """Weights of the last layer a hundred times as large change nothing about what goes where, as they do by plain products."""
+    widths = {}
+    for importance in ("flap", "wanda"):
+        for factor in (1, 100):
+            module = recognized("llama", TRACE)
+            const = module.consts["model.layers.1.mlp.down_proj.weight"]
+            const.weight = ArrayWeight(const.weight.materialize() * np.float32(factor))
+            pipeline = f"prune{{ratio=0.25 multiple=4 importance={importance} repair=none}}"
+            receipt = run_pipeline(module, parse_pipeline(pipeline), Context(calibration=text()))[-1]
+            widths[importance, factor] = receipt.details["widths"]
+    assert widths["flap", 1] == widths["flap", 100]
+    assert widths["wanda", 1] != widths["wanda", 100]
 
 
 def test_only_and_skip_choose_by_name() -> None:
@@ -125,18 +155,35 @@ def test_convolutions_are_cut_by_weights_alone() -> None:
         run_pipeline(module, parse_pipeline("prune{what=conv}"), Context(calibration=text()))
 
 
-@pytest.mark.parametrize(("name", "count"), [("llama", 2), ("gpt_neox", 2), ("gemma2", 2), ("bert", 2), ("resnet", 0)])
+@pytest.mark.parametrize(("name", "count"), [("llama", 2), ("gpt_neox", 2), ("gemma2", 2), ("bert", 2), ("vit", 2),
+                                              ("resnet", 0)])
 def test_blocks(name: str, count: int) -> None:
-    module = copy_module(imported(name)[0])
-    run_pipeline(module, parse_pipeline(TRACE))
-    found = blocks(module.main)
-    assert len(found) == count
-    assert all(a.last is b.first for a, b in itertools.pairwise(found))
+    """As many, of the same weights, where sums and norms are fused and where they are not."""
+    found = [blocks(recognized(name, pipeline).main) for pipeline in (TRACE, f"{TRACE},fuse")]
+    for each in found:
+        assert len(each) == count
+        assert all(a.last is b.first for a, b in itertools.pairwise(each))
+    assert [b.parameters for b in found[0]] == [b.parameters for b in found[1]]
+
+
+@pytest.mark.parametrize("gone", [(0,), (1,), (2,), (0, 1), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_blocks_are_left_out_of_fused_graphs(name: str, gone: tuple[int, ...]) -> None:
+    """What is left computes what it does without fusion, and the ops of a block are gone."""
+    results = []
+    for pipeline in (TRACE, f"{TRACE},fuse"):
+        module = copy_module(three_blocks(name))
+        run_pipeline(module, parse_pipeline(pipeline))
+        each, before = blocks(module.main), len(module.main.ops)
+        leave_out(module.main, [each[i] for i in gone])
+        verify(module)
+        assert before - len(module.main.ops) > 8 * len(gone)
+        results.append(run(module, inputs_for(module))[0])
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-9, atol=1e-9)
 
 
 def test_the_block_that_does_least_goes() -> None:
-    module = copy_module(imported("llama")[0])
-    run_pipeline(module, parse_pipeline(TRACE))
+    module = recognized("llama", TRACE)
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         const = module.consts[f"model.layers.0.{name}.weight"]
         const.weight = type(module.consts["model.rotary_emb.inv_freq"].weight)(const.weight.materialize() * 1e-4)  # type: ignore
