@@ -18,7 +18,7 @@ from ingot.passes.healing.student import Student
 from ingot.passes.healing.text import divided
 from ingot.passes.healing.training import Plan, Training
 
-FULL, LOW_RANK = 5e-5, 5e-4
+FULL, LOW_RANK = 1e-4, 5e-4
 """Learning rates of whole weights, and of what low-rank additions are made of."""
 SAMPLE = 2048
 """Tokens that show in which directions inputs vary."""
