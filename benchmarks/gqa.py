@@ -1,4 +1,4 @@
-"""What merging key and value heads costs, before healing: divergence from the original, by method and by how many heads are left.
+"""What merging key and value heads costs: divergence from the original, by method and by how many heads are left.
 
     python benchmarks/gqa.py CHECKPOINT --text test.npz --calib calib.npz [--sample] [--only NAME ...] [--json FILE]
 
@@ -24,9 +24,10 @@ METHODS = {
     "attention": "gqa{kv-heads=HEADS repair=attention}",
     "align": "gqa{kv-heads=HEADS}",
     "align-longer": "gqa{kv-heads=HEADS steps=128}",
+    "healed": "gqa{kv-heads=HEADS},heal{steps=150}",
 }
 """Pipelines by name: neighbours averaged; heads grouped, aligned and merged; their attention fitted, too; and what follows it;
-the same with four times the steps."""
+the same with four times the steps; and trained afterwards, for which --calib-tokens should be more."""
 BATCH = 1024
 """Tokens of a batch of calibration text, or more where chunks are longer."""
 
