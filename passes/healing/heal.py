@@ -53,8 +53,8 @@ class Heal(Pass):
     length: int = option(256, doc="tokens of a sequence")
     hidden: float = option(1.0, doc="weight of the hidden states in the loss, beside the predictions")
     head: bool = option(False, doc="the token embedding and the output projection learn too")
-    patience: int = option(4, doc="end when so many looks at held-out text in a row, a tenth of the run apart, were each worse "
-                                "than the one before; 0: never")
+    patience: int = option(4, doc="end, from half of the run on, when so many looks at held-out text in a row, a tenth of it "
+                                "apart, were each worse than the one before; 0: never")
     seed: int = option(0, doc="of the order of the text")
 
     def __post_init__(self) -> None:

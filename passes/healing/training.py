@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LOOKS = 10
 """How often in a run the student is judged on held-out text, and a checkpoint is written."""
+STEADY = 0.5
+"""The part of a run in which a high rate may add more noise than the student learns: nothing ends the run before."""
 WARMUP = 0.1
 """The part of a run in which the learning rate rises."""
 CLIP = 1.0
@@ -104,7 +106,8 @@ class Training:
             done = self._done()
             if int(done * LOOKS) > int(before * LOOKS) or done >= 1:
                 self._look()
-                self.state.ended = done >= 1 or 0 < self.plan.patience <= rises([loss for _, loss in self.state.curve])
+                worse = 0 < self.plan.patience <= rises([loss for _, loss in self.state.curve])
+                self.state.ended = done >= 1 or (worse and done >= STEADY)
                 self.state.seconds = time.process_time() - begun
                 self._keep()
         self._restore()
