@@ -24,7 +24,7 @@ METHODS = {
     "attention": "gqa{kv-heads=HEADS repair=attention}",
     "align": "gqa{kv-heads=HEADS}",
     "align-longer": "gqa{kv-heads=HEADS steps=128}",
-    "healed": "gqa{kv-heads=HEADS},heal{steps=150}",
+    "healed": "gqa{kv-heads=HEADS},heal{steps=200 lr=0.00003}",
 }
 """Pipelines by name: neighbours averaged; heads grouped, aligned and merged; their attention fitted, too; and what follows it;
 the same with four times the steps; and trained afterwards, for which --calib-tokens should be more."""
