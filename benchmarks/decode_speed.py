@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,6 +103,25 @@ def engines(b32: Path, b128: Path, rivals: Path, threads: int) -> list[Engine]:
     ]
 
 
+def run_rounds(engines: Sequence[Engine], workloads: Sequence[str], *, rounds: int, idle: float) -> None:
+    """Starts engines, gives every workload to one after the other in each round, and stops them; speeds stay in `Engine.speed`.
+
+    rounds: those that count, after one that does not. idle: most seconds to wait, before every run, for other processes.
+    """
+    for engine in engines:
+        engine.start()
+    for number in range(rounds + 1):
+        for workload in workloads:
+            for engine in engines:
+                wait_idle(idle)
+                speed = engine.run(workload)
+                if number:
+                    engine.speed[workload].append(speed)
+        click.echo(f"round {number} of {rounds}" + (" (warm-up)" if number == 0 else ""), err=True)
+    for engine in engines:
+        engine.stop()
+
+
 def wait_idle(seconds: float) -> None:
     """Wait until other processes leave the processors alone, for at most `seconds`."""
     end = time.monotonic() + seconds
@@ -180,18 +200,7 @@ def main(
     listed = engines(artifact_b32, artifact_b128, rivals, threads)
     if only is not None:
         listed = [engine for engine in listed if any(part.strip() in engine.name for part in only.split(","))]
-    for engine in listed:
-        engine.start()
-    for number in range(rounds + 1):
-        for workload in WORKLOADS:
-            for engine in listed:
-                wait_idle(idle)
-                speed = engine.run(workload)
-                if number:
-                    engine.speed[workload].append(speed)
-        click.echo(f"round {number} of {rounds}" + (" (warm-up)" if number == 0 else ""), err=True)
-    for engine in listed:
-        engine.stop()
+    run_rounds(listed, WORKLOADS, rounds=rounds, idle=idle)
     records = report(listed)
     click.echo(table(records))
     if out is not None:

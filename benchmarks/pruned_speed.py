@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
-from decode_speed import HERE, Engine, wait_idle
+from decode_speed import HERE, Engine, run_rounds
 from prune import METHODS, RATIOS, block_parameters
 
 RECIPES = {"fp32": "fp32", "int4": "cpu-int4"}
@@ -96,18 +96,7 @@ def artifacts(checkpoint: Path, calib: Path, work: Path, method: str, rounds: in
                for form in formats.split(",") for percent in (0, *map(int, percents.split(",")))]
     engines = [Engine(f"{r['format']} {r['percent']}", [sys.executable, str(HERE / "rivals/ingot_worker.py"), r.pop("path"),
                                                         "--threads", str(threads)]) for r in records]
-    for engine in engines:
-        engine.start()
-    for number in range(rounds + 1):
-        for workload in WORKLOADS:
-            for engine in engines:
-                wait_idle(idle)
-                speed = engine.run(workload)
-                if number:
-                    engine.speed[workload].append(speed)
-        click.echo(f"round {number} of {rounds}" + (" (warm-up)" if number == 0 else ""), err=True)
-    for engine in engines:
-        engine.stop()
+    run_rounds(engines, WORKLOADS, rounds=rounds, idle=idle)
     bases = {r["format"]: (r, e) for r, e in zip(records, engines, strict=True) if r["percent"] == 0}
     for record, engine in zip(records, engines, strict=True):
         first, base = bases[record["format"]]

@@ -11,15 +11,13 @@ what rivals/quality/run.py made, measured by the same program; their seconds and
 
 import json
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from rows import calibration_chunks, every_chunk, keep
+from rows import calibration_chunks, every_chunk, keep, measured_row
 
 if TYPE_CHECKING:
     from ingot.ir.module import Module
@@ -93,15 +91,12 @@ def measured(checkpoint: Path, pipeline: str, text: np.ndarray, calibration: np.
 
 def round_inputs(module: "Module") -> None:
     """Rounds what linears of layers read to int8, a step per token: what runtimes do for a W8A8 checkpoint of a rival."""
-    from ingot.ir.integer_coding import decode, encode, token_step
-    from ingot.ir.module import Builder
     from ingot.ir.ops.matmul import Linear
     from ingot.ir.value import Const
+    from ingot.passes.quantization.quantize_inputs import code_input
 
     for op in [op for op in module.main.ops if isinstance(op, Linear) and isinstance(op.w, Const) and "_proj" in op.w.name]:
-        b = Builder(module.main, before=op)
-        step = token_step(b, op.x)
-        module.main.set_operand(op, "x", decode(b, encode(b, op.x, step), step, op.x.type.dtype))
+        code_input(module.main, op.x, [op])
 
 
 def inputs(module: "Module", ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -136,9 +131,7 @@ def main(checkpoint: Path, text: Path, calib: Path, every: int, calib_chunks: in
             continue
         record = json.loads((theirs[name] / "record.json").read_text()) if name in theirs else {}
         if "error" not in record:
-            run = subprocess.run([sys.executable, *sys.argv, "--worker", str(theirs.get(name, name))], stdout=subprocess.PIPE,
-                                 text=True, check=True)
-            record = json.loads(run.stdout.splitlines()[-1]) | record
+            record = measured_row(str(theirs.get(name, name))) | record
         click.echo(f"{name:40} {record['error']}" if "error" in record else
                    f"{name:40} {record['perplexity']:8.3f}  {record['seconds']:7.1f} s  {record['peak_bytes'] / 1e9:5.2f} GB")
         keep(out, name, record)

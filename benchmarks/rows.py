@@ -29,12 +29,17 @@ def calibration_chunks(path: Path, count: int | None = None) -> np.ndarray:
     return np.stack(list(in_turn(list(load_chunks(path).values())))[:count])
 
 
+def measured_row(name: str) -> Record:
+    """The record of a row: what this command, run again with `--worker NAME`, prints last, as JSON."""
+    run = subprocess.run([sys.executable, *sys.argv, "--worker", name], stdout=subprocess.PIPE, text=True, check=True)
+    record: Record = json.loads(run.stdout.splitlines()[-1])
+    return record
+
+
 def measure_rows(names: Iterable[str], out: Path | None, *, show: Callable[[str, Record], str], prefix: str = "") -> None:
-    """Runs this command again with `--worker NAME` for each row, which prints its record as JSON; shows it, and keeps it in
-    `out` beside those of other rows."""
+    """Measures rows, shows the record of each, and keeps it in `out` beside those of others."""
     for name in names:
-        run = subprocess.run([sys.executable, *sys.argv, "--worker", name], stdout=subprocess.PIPE, text=True, check=True)
-        record = json.loads(run.stdout.splitlines()[-1])
+        record = measured_row(name)
         click.echo(show(name, record))
         keep(out, f"{prefix}{name}", record)
 

@@ -60,7 +60,7 @@ def rounded(value: Value) -> tuple[Value, Const | None]:
     read = value.op
     if not isinstance(read, Mul) or not isinstance(read.x.op, Cast) or read.x.op.x.type.dtype != i8 or read.x.op.x.op is None:
         raise NoMatch("not read from int8 codes", value)
-    x, step = _source(read.x.op.x, read.y)
+    x, step = _source(read.x.op.x, read.y), read.y
     if isinstance(step, Const) and step.type.rank <= 1:
         return x, step
     if step.op is None or match(_token_step(i8), step.op)["x"] is not x or step.type.dims != (*x.type.dims[:-1], 1):
@@ -81,16 +81,16 @@ def cached(value: Value) -> tuple[CacheWrite, Value, Const | None]:
     write = read.x.op.x.op
     if not isinstance(write, CacheWrite) or write.cache.type.dtype not in CODES:
         raise NoMatch("keys and values do not come from a cache of int8 or int4", value)
-    new, _ = _source(write.new, read.y)
-    return write, new, read.y
+    return write, _source(write.new, read.y), read.y
 
 
-def _source(codes: Value, step: Value) -> tuple[Value, Value]:
-    """What was coded, and its step; NoMatch where it is not the step that the codes are read with."""
+def _source(codes: Value, step: Value) -> Value:
+    """What was coded; NoMatch where it was not with the step that the codes are read with."""
     if codes.op is None or codes.type.dtype not in CODES:
         raise NoMatch("not codes", codes)
     found = match(_coded(codes.type.dtype), codes.op)
     if found["step"] is not step:
         raise NoMatch("read with another step than it is coded with", codes)
-    return found["x"], step
+    x: Value = found["x"]
+    return x
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,17 @@ def offered(folder: Path | None) -> Iterator[None]:
     from triton import knobs
     from triton.runtime.cache import FileCacheManager
 
-    kept: Path = folder / COMPILED
-    usual_one: Any = knobs.cache.manager_class or FileCacheManager
+    manager = _beside(knobs.cache.manager_class or FileCacheManager, folder / COMPILED)
+    with knobs.cache.scope():
+        knobs.cache.manager_class = manager
+        yield
 
-    class Offered(usual_one):  # type: ignore[misc]
+
+@cache
+def _beside(usual: Any, kept: Path) -> Any:
+    """Triton's cache manager, which first looks into a folder. Made once, not at every run."""
+
+    class Offered(usual):  # type: ignore[misc]
         def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
             super().__init__(key, override=override, dump=dump)
             self.offered = kept / key
@@ -39,6 +47,4 @@ def offered(folder: Path | None) -> Iterator[None]:
             found: dict[str, str] | None = super().get_group(filename)
             return found
 
-    with knobs.cache.scope():
-        knobs.cache.manager_class = Offered
-        yield
+    return Offered

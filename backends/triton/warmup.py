@@ -10,7 +10,7 @@ import atexit
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -102,12 +102,16 @@ def aimed(capability: int, cache: Path) -> Iterator[None]:
             triton.runtime.driver._active = before
 
 
+def _target(capability: int | None, cache: Path | None) -> AbstractContextManager[None]:
+    """`aimed`, or the chip at hand and Triton's own cache."""
+    return nullcontext() if capability is None or cache is None else aimed(capability, cache)
+
+
 def _enter(capability: int | None, cache: Path | None) -> None:
-    """The same for the rest of a process, where there is anything to aim at."""
-    if capability is not None and cache is not None:
-        stack = ExitStack()
-        stack.enter_context(aimed(capability, cache))
-        atexit.register(stack.close)  # which also keeps it from being closed before
+    """The same for the rest of a process."""
+    stack = ExitStack()
+    stack.enter_context(_target(capability, cache))
+    atexit.register(stack.close)  # which also keeps it from being closed before
 
 
 def compile_all(wanted: Iterable[Launch], *, processes: int, each: Callable[[str], None] = lambda said: None,
@@ -119,14 +123,13 @@ def compile_all(wanted: Iterable[Launch], *, processes: int, each: Callable[[str
     """
     errors: list[str] = []
     once = list(dict.fromkeys(wanted))
-    target = aimed(chip, cache) if chip is not None and cache is not None else nullcontext()
     with ExitStack() as stack:
         if min(processes, len(once)) > 1:
             pool = ProcessPoolExecutor(min(processes, len(once)), mp_context=multiprocessing.get_context("spawn"),
                                        initializer=_enter, initargs=(chip, cache))
             results = stack.enter_context(pool).map(compile_launch, once)
         else:
-            stack.enter_context(target)
+            stack.enter_context(_target(chip, cache))
             results = map(compile_launch, once)
         for said in results:
             each(said)

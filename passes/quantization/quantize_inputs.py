@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from ingot.ir.module import Builder, Func, Module
 from ingot.ir.ops.matmul import Linear
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.value import Const, Value
-from ingot.ir.weights import ArrayWeight, call
+from ingot.ir.weights import ArrayWeight, Weight, call
 from ingot.passes.base import Context, Contract, Pass, option
 from ingot.passes.calibration.calibrate import peaks
 
@@ -46,15 +47,20 @@ class QuantizeInputs(Pass):
                      for x, peak in peaks(module, watched, ctx, keep=()).items()}
         for func, values in found.items():
             for x, readers in values.items():
-                b = Builder(func, before=readers[0])
-                step = token_step(b, x) if x not in steps else b.const("step", self._stored(steps[x], x))
-                coded = decode(b, encode(b, x, step), step, x.type.dtype)
-                for reader in readers:
-                    func.set_operand(reader, "x", coded)
+                code_input(func, x, readers, self._stored(steps[x], x) if x in steps else None)
         return len(watched)
 
     def _stored(self, step: np.ndarray, x: Value) -> ArrayWeight:
         return ArrayWeight(step.astype(x.type.dtype.numpy), call("computed", **{"pass": self.name, "key": x.hint or "x"}))
+
+
+def code_input(func: Func, x: Value, readers: Sequence[Linear], step: Weight | None = None) -> None:
+    """Lets linears, in order, read x through int8 codes: of one step for all, or of the step of each token when not given."""
+    b = Builder(func, before=readers[0])
+    by = token_step(b, x) if step is None else b.const("step", step)
+    coded = decode(b, encode(b, x, by), by, x.type.dtype)
+    for reader in readers:
+        func.set_operand(reader, "x", coded)
 
 
 def inputs(func: Func) -> dict[Value, list[Linear]]:

@@ -27,7 +27,7 @@ RIDGE = 0.2
 """Part of the mean moment that keeps a weight that compensates near the original."""
 
 
-def quantize_in_order(module: Module, sites: Mapping[Const, Scheme], ctx: Context, *, compensate: bool = True,
+def quantize_in_order(module: Module, sites: Mapping[Const, Scheme], ctx: Context, *, compensate: bool,
                       made_by: str) -> dict[str, Any]:
     """Quantise weights of linears of the main func by GPTQ, in place; returns statistics for the receipt.
 
