@@ -122,7 +122,7 @@ def keep(path: Path, card: str, ceilings: Any, records: list[Record]) -> None:
     import triton
 
     data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"records": []}
-    names = ("stage", "check", "model", "weights", "batch", "tokens", "context", "kernel")
+    names = ("stage", "check", "model", "weights", "batch", "tokens", "context", "kernel", "page")
     measured = {tuple(r.get(name) for name in names) for r in records}
     older = [r for r in data["records"] if tuple(r.get(name) for name in names) not in measured]
     data |= {"card": card, "torch": torch.__version__, "triton": triton.__version__, "records": older + records,

@@ -2,9 +2,10 @@
 
     python benchmarks/kernels.py [--model NAME ...] [--weights FORMAT ...] [--chip N ...] [--json FILE] [--minutes N]
 
-A kernel fits when nothing spills out of its registers and a block has the shared memory it wants. Kernels of the same source
-are compiled once, also over several runs into the same file: a run that is stopped, or was given some minutes only, goes on
-where the last one ended. Correctness stands in tests/backends/triton.
+A kernel fits when nothing spills out of its registers and a block has the shared memory it wants. Caches lie in pages, as
+sessions have them, and in one piece. Kernels of the same source are compiled once, also over several runs into the same file: a
+run that is stopped, or was given some minutes only, goes on where the last one ended. Correctness stands in
+tests/backends/triton.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main(models: tuple[str, ...], weights: tuple[str, ...], chips: tuple[int, ..
 
     from ingot.backends.triton.aot import compiled
     from ingot.backends.triton.groups import partition
+    from ingot.backends.triton.paging import PAGE, pageable
 
     end = time.monotonic() + 60 * minutes
     data: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {}
@@ -47,8 +49,9 @@ def main(models: tuple[str, ...], weights: tuple[str, ...], chips: tuple[int, ..
     for name in models or SHAPES:
         for kind in weights or WEIGHTS:
             # Layers are alike: two of them have every kernel that more have, between layers as well as at the ends.
-            groups = partition(decoder(Shape(name, {**SHAPES[name], "num_hidden_layers": 2}), weights=kind).main)
-            kernels = {digest(k): k for g in groups for v in g.variants for k in v.kernels}
+            func = decoder(Shape(name, {**SHAPES[name], "num_hidden_layers": 2}), weights=kind).main
+            groups = partition(func, paged=pageable(func, PAGE))
+            kernels = {digest(k): k for g in (*groups, *partition(func)) for v in g.variants for k in v.kernels}
             missing = []
             for key, kernel in kernels.items():
                 found = known.setdefault(key, {"name": kernel.name})

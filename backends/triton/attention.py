@@ -136,6 +136,7 @@ class _Attention(_Rows):
             raise NoKernel(f"attention in {op.q.type.dtype}")
         self.kind = op.q.type.dtype if op.q.type.dtype in (bf16, f16) else f32
         self.depth = _integer(op.q.type.dims[3])
+        self.page = next(iter(outlined.paged.values()), 0)
 
     def kernel(self, name: str, header: str) -> Kernel:
         pull, line = self.pull, self.line
@@ -165,12 +166,14 @@ class _Attention(_Rows):
             self.finish()
         wide = self.kind == f32 or max(self.depth, self.width) > 128
         rows = 16 if self.splits else 32 if wide else 64
-        constants = {"BLOCK_M": rows, "BLOCK_T": 32 if wide else 64, "BLOCK_D": _power(self.depth)}
+        # A block of keys lies in one page.
+        most = self.page or 128
+        constants = {"BLOCK_M": rows, "BLOCK_T": min(32 if wide else 64, most), "BLOCK_D": _power(self.depth)}
         return self.built(name, header, more=PARTS if self.splits else (), stores=not self.splits, splits=self.splits,
                           constants=constants,
                           # The rotation of a large tile of queries, drawn in, wants registers: twice the threads have them.
                           options={"num_warps": 4 if wide or self.splits else 8, "num_stages": 2},
-                          choices=() if wide else _SPLIT if self.splits else _WHOLE)
+                          choices=() if wide else tuple(c for c in (_SPLIT if self.splits else _WHOLE) if c["BLOCK_T"] <= most))
 
     def _bounds(self) -> None:
         """The range of keys anyone here may see: positions say so, where they are known."""
@@ -186,6 +189,8 @@ class _Attention(_Rows):
             line(f"last = tl.minimum(last, tl.max(tl.where(row_inside, at, -1)) + {op.window}).to(tl.int32)")
         if op.window is not None:
             line(f"first = tl.maximum(tl.min(tl.where(row_inside, at, 2147483647)) - {op.window - 1}, 0).to(tl.int32)")
+            if self.page:
+                line("first = first // BLOCK_T * BLOCK_T")
         if self.splits:
             line("width = tl.cdiv(tl.cdiv(last - first, SPLITS), BLOCK_T) * BLOCK_T")
             line("first = first + tl.program_id(2) * width")
@@ -195,11 +200,13 @@ class _Attention(_Rows):
         """One block of keys."""
         pull, line, op = self.pull, self.line, self.op
         keys = op.k.type.dims[2]
+        start = pull.axis("start", "start", keys, None) if self.page else None
         line("t = start + tl.arange(0, BLOCK_T)[None, :]")
         line("t_inside = t < last")
         line("t_down = start + tl.arange(0, BLOCK_T)[:, None]")
         line("t_down_inside = t_down < last")
-        t, t_down = pull.axis("t", "t", keys, "t_inside"), pull.axis("t_down", "t_down", keys, "t_down_inside")
+        t = pull.axis("t", "t", keys, "t_inside", start=start)
+        t_down = pull.axis("t_down", "t_down", keys, "t_down_inside", start=start)
         k = self._tile_of(pull.at(op.k, (self.b, self.g, t, down)), "t_inside & d_down_inside")
         precise = ', input_precision="ieee"' if self.kind == f32 else ""
         line(f"scores = tl.dot(query, {k}, out_dtype=tl.float32{precise}) * {op.scale!r}")

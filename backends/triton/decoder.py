@@ -6,44 +6,50 @@ steps run without the host. Where there is no CUDA (kernels interpreted on the C
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 
-from ingot.backends.torch.tensors import torch_dtype
+from ingot.backends.triton.caches import Caches, Contiguous, Paged
 from ingot.backends.triton.module import TritonModule
 from ingot.backends.triton.prebuilt import offered
 from ingot.backends.triton.sampling import Choice, choose
 from ingot.errors import IRError
-from ingot.ir.dims import evaluate
-from ingot.ir.value import Value
 
 
 class Decoder:
     """Rows of tokens being continued by a compiled module.
 
     The module's func takes ids i64[B, S], pos i64[B, S], take i64[B, N] (where it has that) and caches that it reuses, and
-    returns logits [B, N, V] first. batch: rows. capacity: positions per row. pos: i64[B, 1], the next position of every row.
+    returns logits [B, N, V] first. batch: rows. capacity: most positions of a row. pos: i64[B, 1], the next position of every
+    row. caches: those taken over from another decoder; new ones when not given.
     """
 
-    def __init__(self, compiled: TritonModule, *, batch: int, capacity: int) -> None:
+    def __init__(self, compiled: TritonModule, *, batch: int, capacity: int, caches: Caches | None = None) -> None:
         self.compiled = compiled
         self.batch = batch
-        self.capacity = capacity
         func = compiled.func
         self._plain = [p for p in func.params if p not in func.reuse.values()]
         unknown = [p.hint for p in self._plain if p.hint not in ("ids", "pos", "take")]
         if unknown:
             raise IRError(f"a decoder takes ids, pos, take and caches, not {', '.join(f'%{n}' for n in unknown)}")
         device = compiled.device
-        self.caches: dict[Value, torch.Tensor] = {
-            p: torch.zeros([evaluate(d, {"B": batch, "T": capacity}) for d in p.type.dims], dtype=torch_dtype(p.type.dtype),
-                           device=device) for p in func.reuse.values()}
+        self.caches = caches or (Paged if compiled.page else Contiguous)(compiled, batch, capacity)
         self.ids = torch.zeros((batch, 1), dtype=torch.int64, device=device)
         self.pos = torch.zeros((batch, 1), dtype=torch.int64, device=device)
         self.uniform = torch.zeros(batch, device=device)
         self._last = torch.zeros((batch, 1), dtype=torch.int64, device=device)
         self._graphs: dict[Choice | None, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Most positions of a row."""
+        return self.caches.capacity
+
+    def reserve(self, held: Sequence[int], upto: Sequence[int], *, row: int | None = None) -> None:
+        """To be called before positions are written: each row, or one, holds so many and is to be written up to others."""
+        if self.caches.reserve(range(self.batch) if row is None else [row], held, upto):
+            self._graphs.clear()
 
     def feed(self, ids: torch.Tensor, pos: torch.Tensor, take: torch.Tensor, *, row: int | None = None) -> torch.Tensor:
         """Logits [b, N, V] after tokens ids i64[b, S] at positions pos, of the places take i64[b, N]; of all rows, or one."""
@@ -55,13 +61,15 @@ class Decoder:
     def trial(self, tokens: int, *, start: int = 0) -> list[torch.Tensor]:
         """The inputs of a run of `tokens` tokens of every row from position `start`, logits of the last one wanted: for
         measuring, which leaves whatever it writes in the caches."""
+        self.reserve([0] * self.batch, [start + tokens] * self.batch)
         ids = torch.zeros((self.batch, tokens), dtype=torch.int64, device=self.compiled.device)
         pos = (start + torch.arange(tokens, device=ids.device)).expand(self.batch, -1).contiguous()
         return self._inputs(ids, pos, torch.full_like(self._last, tokens - 1))
 
     def _inputs(self, ids: torch.Tensor, pos: torch.Tensor, take: torch.Tensor, row: int | None = None) -> list[torch.Tensor]:
         given = {"ids": ids, "pos": pos, "take": take}
-        return [given[p.hint or ""] if p in self._plain else self._cache(p, row) for p in self.compiled.func.params]
+        inputs = [given[p.hint or ""] if p in self._plain else self.caches.of(p, row) for p in self.compiled.func.params]
+        return [*inputs, *self.caches.pages(row)]
 
     def step(self, choice: Choice | None = None) -> torch.Tensor:
         """One token of every row from `self.ids` at `self.pos`: logits [B, V], in a buffer the next step overwrites.
@@ -101,16 +109,9 @@ class Decoder:
         # Recording runs nothing, so ids and pos are as they were.
         return graph, logits
 
-    def _cache(self, param: Value, row: int | None) -> torch.Tensor:
-        whole = self.caches[param]
-        return whole if row is None else whole[row:row + 1]
-
-    def adopt(self, other: Decoder, rows: Mapping[int, int], positions: int) -> None:
-        """Takes over cached positions: row `mine` from the other decoder's row `theirs`, for each of rows."""
-        for (param, mine), theirs in zip(self.caches.items(), other.caches.values(), strict=True):
-            axis = next((i for i, d in enumerate(param.type.dims) if str(d) == "T"), None)
-            for to, source in rows.items():
-                if axis is None:
-                    mine[to] = theirs[source]
-                else:
-                    mine[to].narrow(axis - 1, 0, positions).copy_(theirs[source].narrow(axis - 1, 0, positions))
+    def select(self, rows: Sequence[int], held: Sequence[int], capacity: int) -> Decoder:
+        """A decoder of these rows, in this order, with so many positions kept of each; this one is used up."""
+        caches = self.caches.select(rows, held, capacity)
+        if caches is self.caches and len(rows) == self.batch:
+            return self
+        return Decoder(self.compiled, batch=len(rows), capacity=capacity, caches=caches)

@@ -71,11 +71,16 @@ def floatmod(x, y):
 
 @triton.jit
 def program(axis: tl.constexpr, WIDE: tl.constexpr):
-    """The program's number along a grid axis, in 64 bits where a tensor has more elements than 32 bits count."""
-    p = tl.program_id(axis)
+    """The program's number along a grid axis, `wide`."""
+    return wide(tl.program_id(axis), WIDE)
+
+
+@triton.jit
+def wide(x, WIDE: tl.constexpr):
+    """In 64 bits where a tensor has more elements than 32 bits count."""
     if WIDE:
-        p = p.to(tl.int64)
-    return p
+        x = x.to(tl.int64)
+    return x
 
 
 @triton.jit

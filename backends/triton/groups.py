@@ -8,7 +8,7 @@ an order of launches, and every value in memory is written by one of them.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ingot.backends.triton.coded import for_products
@@ -22,7 +22,7 @@ from ingot.ir.op import Op, Return
 from ingot.ir.ops.attention import Attention, CacheWrite
 from ingot.ir.ops.creation import Creation
 from ingot.ir.ops.layout import Expand, Flip, Pick, Reshape, Slice, Split, Take, Transpose
-from ingot.ir.ops.pointwise import Cast, Mul, Pointwise
+from ingot.ir.ops.pointwise import Abs, Cast, Mul, Pointwise
 from ingot.ir.ops.quant import Dequantize
 from ingot.ir.ops.rope import Rope
 from ingot.ir.value import Const, Value
@@ -49,6 +49,7 @@ class Partition:
     """Groups in order of launch, while they form."""
 
     func: Func
+    paged: Mapping[Value, int] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     _place: dict[Op, int] = field(default_factory=dict)
     _wanted: set[Op] = field(default_factory=set)
@@ -116,10 +117,10 @@ class Partition:
     def _group(self, ops: list[Op]) -> Group:
         inside = set(ops)
         outputs = tuple(v for op in ops for v in op.results if not self._readers(v) <= inside)
-        made = outline(ops, outputs, name="kernel", placed=self._place)
+        made = outline(ops, outputs, name="kernel", placed=self._place, paged=self.paged)
         key = (made.text, tuple(isinstance(v, Const) for v in made.inputs))
         if key not in self._written:
-            twin = outline(ops, outputs, name="kernel", placed=self._place)
+            twin = outline(ops, outputs, name="kernel", placed=self._place, paged=self.paged)
             try:
                 self._written[key] = write(twin, name=named(ops))
             except NoKernel as error:
@@ -187,13 +188,13 @@ def _only_for_attention(op: Op, owned: Container[Op]) -> bool:
 
 
 def _for_products(op: Op, owned: Container[Op]) -> bool:
-    return isinstance(op, Cast | Mul) and for_products(op, list(_readers(op.results[0], owned)))
+    return isinstance(op, Abs | Cast | Mul) and for_products(op, list(_readers(op.results[0], owned)))
 
 
 def _cast_weight(op: Op) -> bool:
     return isinstance(op, Cast) and isinstance(op.x, Const)
 
 
-def partition(func: Func) -> list[Group]:
-    """The groups of a func in order of launch. Pure: the func is left as it is."""
-    return Partition(func).build()
+def partition(func: Func, *, paged: Mapping[Value, int] | None = None) -> list[Group]:
+    """The groups of a func in order of launch. Pure: the func is left as it is. paged: see `paging.pageable`."""
+    return Partition(func, paged or {}).build()

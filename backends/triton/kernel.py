@@ -14,8 +14,9 @@ from ingot.ir.types import DType
 class Pointer:
     """A tensor parameter of a kernel.
 
-    type: what it points to, as in a Triton signature. role: `in` (a parameter of the outlined func), `out` (a return of it)
-    or `temp` (memory between two kernels of a group); index: which one. form: how weights are laid out anew for it.
+    type: what it points to, as in a Triton signature. role: `in` (a parameter of the outlined func), `out` (a return of it),
+    `temp` (memory between two kernels of a group) or `pages` (see `paging`); index: which one. form: how weights are laid out
+    anew for it.
     """
 
     name: str

@@ -19,6 +19,7 @@ from ingot.backends.torch.tensors import torch_dtype
 from ingot.backends.triton.groups import Group, partition
 from ingot.backends.triton.kernel import Kernel, Pointer, Variant
 from ingot.backends.triton.launch import loaded, sources, start
+from ingot.backends.triton.paging import in_place, pageable
 from ingot.backends.triton.prebuilt import offered
 from ingot.backends.triton.tuning import Tuner
 from ingot.backends.triton.uploads import Uploads
@@ -56,17 +57,25 @@ class TritonModule:
     """
 
     def __init__(self, module: Module, *, func: Func | None = None, device: torch.device | str = "cuda",
-                 tuner: Tuner | None = None, uploads: Uploads | None = None, prebuilt: Path | None = None) -> None:
+                 tuner: Tuner | None = None, uploads: Uploads | None = None, prebuilt: Path | None = None, page: int = 0) -> None:
         """device: on "meta" nothing is computed, but for the shapes. tuner: settings of kernels measured before, or to be
         measured by `tune`; every kernel's defaults when not given. uploads: where the tensors of weights come from, other than
-        the module's weights. prebuilt: an artifact's folder that may hold compiled kernels."""
+        the module's weights. prebuilt: an artifact's folder that may hold compiled kernels. page: positions of a page of the
+        caches, 0 for contiguous ones; a func that is not `pageable` has those."""
         self.module = module
         self.func = func or module.main
         self.device = torch.device(device)
         self.tuner = tuner or Tuner()
         self.uploads = uploads or Uploads(self.device)
         self.prebuilt = prebuilt
-        self.groups = _named_apart(partition(self.func))
+        self._over = in_place(self.func)
+        paged = pageable(self.func, page) if page else {}
+        groups = partition(self.func, paged=paged)
+        if paged and any(paged.keys() & {*g.outlined.inputs, *g.outputs} for g in groups if not g.variants):
+            paged, groups = {}, partition(self.func)  # torch reads no pages
+        self.page = page if paged else 0
+        self._paged = paged
+        self.groups = _named_apart(groups)
         self.kernels = list({k.name: k for g in self.groups for v in g.variants for k in v.kernels}.values())
         self.source = sources(self.kernels)
         self.steps = self._steps()
@@ -80,24 +89,35 @@ class TritonModule:
     def run(self, inputs: Inputs, *, around: Around | None = None) -> list[torch.Tensor]:
         """The func's returns for one tensor per parameter, in order or by name. Raises IRError when they do not fit.
 
-        around: see `Around`; kernels are started with the tuner's settings where it is not given.
+        Where caches lie in pages, those of one parameter are [pages, G, page, D], and one more input comes last: `pages`
+        i32[B, T / page], the page of every run of positions. around: see `Around`; kernels are started with the tuner's settings
+        where it is not given.
         """
         params = self.func.params
         if isinstance(inputs, Mapping):
-            missing = [p.hint for p in params if p.hint not in inputs]
+            names = [*(p.hint or "" for p in params), *(["pages"] if self.page else [])]
+            missing = [name for name in names if name not in inputs]
             if missing:
                 raise IRError(f"func @{self.func.name} needs an input for {', '.join(f'%{n}' for n in missing)}")
-            inputs = [inputs[p.hint or ""] for p in params]
-        sizes = solve_dims([p.type for p in params], [tuple(t.shape) for t in inputs])
+            inputs = [inputs[name] for name in names]
+        given, pages = (inputs[:-1], inputs[-1]) if self.page else (inputs, None)
+        sizes = solve_dims([p.type for p in params], [self._shape(p, t, pages) for p, t in zip(params, given, strict=True)])
         live: Live = {}
-        for param, given in zip(params, inputs, strict=True):
-            live[param] = given.to(self.device, torch_dtype(param.type.dtype)).contiguous()
+        for param, tensor in zip(params, given, strict=True):
+            live[param] = tensor.to(self.device, torch_dtype(param.type.dtype)).contiguous()
         with offered(self.prebuilt):
             for step in self.steps:
-                self._do(step, live, sizes, around or self._plainly)
+                self._do(step, live, pages, sizes, around or self._plainly)
         return [self._tensor(v, live) for v in self.func.returns]
 
-    def _do(self, step: Step, live: Live, sizes: Mapping[str, int], around: Around) -> None:
+    def _shape(self, param: Value, tensor: torch.Tensor, pages: torch.Tensor | None) -> tuple[int, ...]:
+        """The shape of a parameter's value."""
+        if pages is None or param not in self._paged:
+            return tuple(tensor.shape)
+        _, heads, _, features = tensor.shape
+        return pages.shape[0], heads, pages.shape[1] * self.page, features
+
+    def _do(self, step: Step, live: Live, pages: torch.Tensor | None, sizes: Mapping[str, int], around: Around) -> None:
         group = step.group
         if step.torch is not None and self.device.type != "meta":
             reads = [self._tensor(v, live) for v in group.outlined.inputs]
@@ -109,7 +129,7 @@ class TritonModule:
             variant = next(v for v in group.variants or (Variant(()),) if v.fits(sizes))
             temps = [self._empty([evaluate(d, sizes) for d in t.dims], torch_dtype(t.dtype)) for t in variant.temps]
             for kernel in variant.kernels:
-                tensors = [self._argument(p, group, live, temps) for p in kernel.pointers]
+                tensors = [self._argument(p, group, live, temps, pages) for p in kernel.pointers]
                 around(kernel, tensors, sizes, partial(start, self._function(kernel), kernel, tensors, sizes))
         for value in step.frees:
             live.pop(value, None)
@@ -128,9 +148,12 @@ class TritonModule:
 
         self.run(inputs, around=measured)
 
-    def _argument(self, pointer: Pointer, group: Group, live: Live, temps: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _argument(self, pointer: Pointer, group: Group, live: Live, temps: Sequence[torch.Tensor],
+                  pages: torch.Tensor | None) -> torch.Tensor:
         if pointer.role == "temp":
             return temps[pointer.index]
+        if pages is not None and pointer.role == "pages":
+            return pages
         if pointer.role == "out":
             return live[group.outputs[pointer.index]]
         if pointer.form is None:
@@ -158,13 +181,11 @@ class TritonModule:
 
     def _steps(self) -> list[Step]:
         """What every group does at run time, and when values die."""
-        reused = {self.func.returns[i]: param for i, param in self.func.reuse.items()}
         last = {v: i for i, group in enumerate(self.groups) for v in (*group.outputs, *group.outlined.inputs)}
         kept = {*self.func.returns, *self.func.params}
         steps: list[Step] = []
         for i, group in enumerate(self.groups):
-            over = {v: v.op.cache for v in group.outputs if isinstance(v.op, CacheWrite)
-                    and reused.get(v) is v.op.cache and v.op.cache.n_uses == 1}
+            over = {v: self._over[v] for v in group.outputs if v in self._over}
             frees = tuple(v for v, at in last.items() if at == i and v not in kept and not isinstance(v, Const))
             func = group.outlined.func
             runner = None if group.variants else Executor(func.module, func=func, device=self.device)

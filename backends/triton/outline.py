@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from ingot.backends.triton.source import plain
@@ -17,25 +17,29 @@ from ingot.ir.value import Const, Value
 @dataclass(frozen=True)
 class Outlined:
     """func: the group's ops over parameters. inputs: the outer values its parameters stand for. outputs: the outer values
-    its returns stand for. ops: by outer op, its copy."""
+    its returns stand for. copies: by outer value, its copy. paged: positions of a page, by parameter that lies in pages."""
 
     func: Func
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     copies: dict[Value, Value]
+    paged: Mapping[Value, int]
 
     @property
     def text(self) -> str:
         """The func as text, without source lines and the module around it."""
         lines = print_module(self.func.module).splitlines()
         start = next(i for i, line in enumerate(lines) if line.startswith("  func"))
-        return "\n".join(re.sub(r"  loc\(.*\)$", "", line[2:]) for line in lines[start:-1])
+        pages = [f"in pages of {page}: %{value.hint}" for value, page in self.paged.items()]
+        return "\n".join([*pages, *(re.sub(r"  loc\(.*\)$", "", line[2:]) for line in lines[start:-1])])
 
 
-def outline(ops: Sequence[Op], outputs: Sequence[Value], *, name: str, placed: Container[Op]) -> Outlined:
+def outline(ops: Sequence[Op], outputs: Sequence[Value], *, name: str, placed: Container[Op],
+            paged: Mapping[Value, int]) -> Outlined:
     """The group that computes `outputs` by `ops` (in graph order) and by whatever these need that does not lie in memory.
 
     placed: ops whose results lie in memory, as weights and parameters do. Other values are drawn in by their producers.
+    paged: positions of a page, by value that lies in pages.
     """
     inside: list[Op] = []
     seen: set[Op] = set()
@@ -73,4 +77,4 @@ def outline(ops: Sequence[Op], outputs: Sequence[Value], *, name: str, placed: C
     func.set_returns(mapping[v] for v in outputs)
     used = {s for op in func.ops for v in (*op.operands, *op.results) for d in v.type.dims for s in symbols(d)}
     module.dims = {name: span for name, span in module.dims.items() if name in used}
-    return Outlined(func, tuple(inputs), tuple(outputs), mapping)
+    return Outlined(func, tuple(inputs), tuple(outputs), mapping, {mapping[v]: paged[v] for v in inputs if v in paged})

@@ -14,6 +14,7 @@ from ingot.backends.torch.tensors import torch_dtype
 from ingot.backends.triton.aot import capability
 from ingot.backends.triton.module import TritonModule
 from ingot.backends.triton.packing import Form
+from ingot.backends.triton.paging import PAGE
 from ingot.backends.triton.prebuilt import COMPILED
 from ingot.backends.triton.uploads import Uploads
 from ingot.backends.triton.warmup import Launch, compile_all, launches
@@ -51,11 +52,13 @@ def prebuild(module: Module, archs: Sequence[str], folder: Path, *, processes: i
 
 def usual(module: Module) -> list[Launch]:
     """The launches of runs of usual sizes, those that compile to the same once."""
-    compiled = TritonModule(module, device="meta", uploads=_Outlines("meta"))
+    compiled = TritonModule(module, device="meta", uploads=_Outlines("meta"), page=PAGE)
     found: dict[Launch, None] = {}
     for sizes in _sizes(module):
         inputs = [torch.empty([evaluate(d, sizes) for d in p.type.dims], dtype=torch_dtype(p.type.dtype), device="meta")
                   for p in compiled.func.params]
+        if compiled.page:
+            inputs.append(torch.empty((sizes["B"], sizes["T"] // PAGE), dtype=torch.int32, device="meta"))
         for launch in launches(compiled, inputs):
             found[replace(launch, sizes=tuple(map(_alike, launch.sizes)))] = None
     if module.meta.get("kind") == "decoder":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 
 from ingot.backends.triton.errors import NoKernel
-from ingot.backends.triton.index import flattened, simplified, terms
+from ingot.backends.triton.index import flattened, quotient, remainder, simplified, terms
 from ingot.backends.triton.source import Source
 from ingot.backends.triton.term import Term, joined, widened
 from ingot.ir.dims import Atom, Dim, Div, Sym, sym
@@ -22,6 +22,7 @@ from ingot.ir.types import DType, i64
 from ingot.ir.value import Value
 
 Index = tuple[Dim, ...]
+MOST_PAGES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Axis:
     """A loop axis: its symbol in index expressions, its variable in the source, its bound (exclusive).
 
     mask: the variable that says which elements of its tile are below the bound, None when all are. level: depth of the
-    block in which it is known.
+    block in which it is known. start: the axis its tile starts at, where the whole tile lies in one page of a cache.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Axis:
     bound: Dim
     mask: str | None
     level: int = 0
+    start: Dim | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ Guards = tuple[Guard, ...]
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor in memory, contiguous: the pointer's variable."""
+    """A tensor in memory: the pointer's variable. page: positions of a page where a cache lies in pages (see `paging`), 0
+    where it is contiguous."""
 
     pointer: str
     dims: tuple[Dim, ...]
     dtype: DType
+    page: int = 0
 
 
 @dataclass
@@ -92,9 +96,9 @@ class Pull:
             self._divisions = {key: kept for key, kept in self._divisions.items() if kept[1] < depth}
             self.axes = {name: axis for name, axis in self.axes.items() if name in outer}
 
-    def axis(self, name: str, variable: str, bound: Dim, mask: str | None) -> Dim:
+    def axis(self, name: str, variable: str, bound: Dim, mask: str | None, *, start: Dim | None = None) -> Dim:
         """A new loop axis, known from this block on; the index symbol."""
-        self.axes[name] = Axis(name, variable, bound, mask, self.source.depth)
+        self.axes[name] = Axis(name, variable, bound, mask, self.source.depth, start)
         return sym(name)
 
     def give(self, value: Value, index: Index, term: Term) -> None:
@@ -161,13 +165,32 @@ class Pull:
 
     def loaded_index(self, term: Term, size: Dim) -> Dim:
         """A loop axis that stands for a position read from memory; negative ones count from the end."""
+        wrapped = f"tl.where({term.text} < 0, {term.text} + {self.dim(size).operand}, {term.text})"
+        return self._indirectly(Term(wrapped, term.dtype, term.axes), "position", size)
+
+    def _indirectly(self, term: Term, hint: str, bound: Dim) -> Dim:
+        """A loop axis whose values are read from memory."""
         name = f"@{term.text}"
         if name not in self.axes:
-            wrapped = f"tl.where({term.text} < 0, {term.text} + {self.dim(size).operand}, {term.text})"
-            named = self.name("position", Term(wrapped, term.dtype, term.axes))
-            self.axes[name] = Axis(name, named.text, size, None, self.level(term.axes))
+            self.axes[name] = Axis(name, self.name(hint, term).text, bound, None, self.level(term.axes))
             self._indirect[name] = term.axes
         return sym(name)
+
+    def place(self, buffer: Buffer, index: Index, guards: Guards = ()) -> Dim:
+        """Where an element lies in a buffer, counted in elements from its start."""
+        if not buffer.page:
+            return flattened(index, buffer.dims)
+        row, head, position, feature = index
+        bounds, (_, heads, positions, features) = self.bounds, buffer.dims
+        tile = next((a.start for a in self.axes.values() if position == sym(a.name)), None)
+        run = quotient(position if tile is None else tile, buffer.page, bounds)
+        at = self.dim(row * quotient(positions, buffer.page, bounds) + run)
+        axes = at.axes.union(*(g.axes for g in guards))
+        mask = self.mask(axes, guards)
+        where = f"pages_ptr + {self.anchored(at.text, at.axes, axes)}" + (f", mask={mask}, other=0" if mask else "")
+        page = self._indirectly(Term(f"device.wide(tl.load({where}), WIDE)", i64, axes), "page", MOST_PAGES)
+        inside = remainder(position, buffer.page, bounds)
+        return flattened((page, head, inside, feature), (MOST_PAGES, heads, buffer.page, features))
 
     def guard(self, condition: Term) -> Guard:
         named = self.name("inside", condition)
@@ -185,7 +208,7 @@ class Pull:
 
     def _load(self, value: Value, index: Index, guards: Guards) -> Term:
         buffer = self.buffers[value]
-        offset = self.dim(flattened(index, buffer.dims))
+        offset = self.dim(self.place(buffer, index, guards))
         axes = offset.axes.union(*(g.axes for g in guards))
         mask = self.mask(axes, guards)
         pointer = buffer.pointer if offset.text == "0" and not axes else (

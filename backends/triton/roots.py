@@ -16,6 +16,9 @@ from ingot.ir.ops.attention import CacheWrite
 from ingot.ir.types import bool_
 from ingot.ir.value import Value
 
+PAGES = Pointer("pages_ptr", "i32", "pages")
+"""The page of every row's runs of positions, i32[B, T / page]."""
+
 
 @dataclass(frozen=True)
 class Root:
@@ -31,7 +34,8 @@ class Root:
         if not isinstance(op, CacheWrite):
             return flattened(index, self.result.type.dims)
         at = pull.loaded_index(pull.at(op.pos, (index[0], index[2]), guards), op.cache.type.dims[2])
-        return flattened((index[0], index[1], at, index[3]), op.cache.type.dims)
+        cache = pull.buffers.get(op.cache) or Buffer("", op.cache.type.dims, op.cache.type.dtype)
+        return pull.place(cache, (index[0], index[1], at, index[3]), guards)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Opened:
 
     def pointers(self, body: str, *more: Pointer) -> tuple[Pointer, ...]:
         """The parameters the body uses: inputs (and `more`) that are read, and outputs."""
-        read = [p for p in (*self.inputs.values(), *more) if re.search(rf"\b{p.name}\b", body)]
+        read = [p for p in (*self.inputs.values(), PAGES, *more) if re.search(rf"\b{p.name}\b", body)]
         return (*read, *(r.pointer for r in self.roots))
 
     def store(self, root: Root, index: Index) -> None:
@@ -61,6 +65,7 @@ class Opened:
 def opened(outlined: Outlined) -> Opened:
     """Names for the inputs and outputs of a kernel over an outlined func (whose composite ops are expanded already)."""
     source = Source()
+    source.names.take(PAGES.name)
     func = outlined.func
     inputs = {p: Pointer(source.names.take(f"{p.hint}_ptr"), stored(p.type.dtype), "in", i) for i, p in enumerate(func.params)
               if storable(p.type.dtype)}
@@ -69,5 +74,5 @@ def opened(outlined: Outlined) -> Opened:
         computed = value.op.new if isinstance(value.op, CacheWrite) else value
         hint = "out" if len(func.returns) == 1 else f"{value.hint}_out"
         roots.append(Root(value, computed, Pointer(source.names.take(f"{hint}_ptr"), stored(value.type.dtype), "out", i)))
-    buffers = {v: Buffer(p.name, v.type.dims, v.type.dtype) for v, p in inputs.items()}
+    buffers = {v: Buffer(p.name, v.type.dims, v.type.dtype, outlined.paged.get(v, 0)) for v, p in inputs.items()}
     return Opened(Pull(source, buffers), inputs, tuple(roots))

@@ -47,6 +47,7 @@ class TritonSession(Session):
         import torch
 
         from ingot.backends.triton.module import TritonModule
+        from ingot.backends.triton.paging import PAGE
         from ingot.backends.triton.stored import read_module
         from ingot.backends.triton.tuning import TABLE, Tuner
 
@@ -63,7 +64,7 @@ class TritonSession(Session):
                 raise IngotError("this artifact runs on a GPU, and torch finds none", where=str(root),
                                  hint="compile with --target ort for the CPU")
         tuner = Tuner.load(root / TABLE, torch.cuda.get_device_name() if device == "cuda" else device)
-        return cls(root, manifest, TritonModule(read_module(root), device=device, tuner=tuner, prebuilt=root))
+        return cls(root, manifest, TritonModule(read_module(root), device=device, tuner=tuner, prebuilt=root, page=PAGE))
 
     def tune(self, *, batch: int = 1, prompt: int = 512, seconds: Timer | None = None) -> Path:
         """Measures the settings of every kernel on this device, for steps of `batch` rows and for prompts of `prompt` tokens,
@@ -81,7 +82,7 @@ class TritonSession(Session):
         self._decoder, self._lengths = None, np.zeros(0, np.int64)
         prompt = min(prompt, self.context)
         for rows, tokens, start in ((batch, 1, prompt - 1), (1, prompt, 0)):
-            made = Decoder(self._compiled, batch=rows, capacity=prompt)
+            made = Decoder(self._compiled, batch=rows, capacity=self._capacity(prompt))
             self._compiled.tune(made.trial(tokens, start=start), seconds or (lambda call: measure(call, 5, 25) / 1e3))
         file = self.path / TABLE
         try:
@@ -93,7 +94,7 @@ class TritonSession(Session):
     @property
     def cache_bytes(self) -> int:
         """Size of the cache buffers (bytes)."""
-        return sum(t.nbytes for t in self._decoder.caches.values()) if self._decoder is not None else 0
+        return sum(t.nbytes for t in self._decoder.caches.tensors.values()) if self._decoder is not None else 0
 
     def prefill(self, prompts: Sequence[ArrayLike], *, chunk: int = CHUNK, append: bool = False,
                 adapters: Sequence[str | None] = ()) -> Floats:
@@ -103,8 +104,7 @@ class TritonSession(Session):
     def step(self, ids: ArrayLike, *, hold: NDArray[np.bool_] | None = None) -> Floats:
         """As `Session.step`."""
         self._require_rows(1)
-        self._reserve(int(self._lengths.max()) + 1)
-        decoder = self._held
+        decoder = self._ready(1)
         decoder.ids.copy_(self._tensor(np.asarray(ids, np.int64).reshape(-1, 1)))
         decoder.pos.copy_(self._tensor(self._lengths[:, None]))
         logits = _array(decoder.step())
@@ -118,8 +118,7 @@ class TritonSession(Session):
         from ingot.backends.triton.sampling import Choice
 
         self._require_rows(count)
-        self._reserve(int(self._lengths.max()) + count)
-        decoder = self._held
+        decoder = self._ready(count)
         decoder.ids.copy_(self._tensor(np.asarray(ids, np.int64).reshape(-1, 1)))
         decoder.pos.copy_(self._tensor(self._lengths[:, None]))
         made = torch.empty((self.batch, count), dtype=torch.int64, device=self._compiled.device)
@@ -136,9 +135,8 @@ class TritonSession(Session):
         self._require_decoder()
         if len(rows) == 0 or min(rows) < 0 or max(rows) >= self.batch:
             raise GenerateError(f"cannot keep the rows {list(rows)} of {self.batch}")
-        lengths = self._lengths[np.asarray(rows)]
-        self._renew(len(rows), self._held.capacity, dict(enumerate(rows)), int(lengths.max()))
-        self._lengths = lengths
+        self._lengths = self._lengths[np.asarray(rows)]
+        self._decoder = self._held.select(rows, self._lengths.tolist(), self._held.capacity)
 
     def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
         """As `Session.run`."""
@@ -160,27 +158,35 @@ class TritonSession(Session):
               total: int | None = None) -> Floats:
         rows = slice(None) if row is None else slice(row, row + 1)
         pos = self._lengths[rows, None] + np.arange(ids.shape[1])
+        self._held.reserve(self._lengths[rows].tolist(), (self._lengths[rows] + ids.shape[1]).tolist(), row=row)
         logits = self._held.feed(self._tensor(ids), self._tensor(pos), self._tensor(take), row=row)
         self._lengths[rows] += ids.shape[1]
         return _array(logits)
 
-    def _reserve(self, positions: int) -> bool:
-        held = self._decoder
-        if held is not None and held.batch == self.batch and positions <= held.capacity:
-            return False
-        capacity = min(max(SMALLEST, 1 << (max(positions, 1) - 1).bit_length()), self.context)
-        keep = int(self._lengths.max(initial=0))
-        same = held is not None and held.batch == self.batch and keep
-        self._renew(self.batch, capacity, {i: i for i in range(self.batch)} if same else {}, keep)
-        return True
+    def _ready(self, tokens: int) -> Decoder:
+        """The decoder with room for so many more tokens of every row."""
+        self._reserve(int(self._lengths.max()) + tokens)
+        self._held.reserve(self._lengths.tolist(), (self._lengths + tokens).tolist())
+        return self._held
 
-    def _renew(self, batch: int, capacity: int, rows: Mapping[int, int], positions: int) -> None:
-        """New caches that keep some rows of the old ones."""
+    def _reserve(self, positions: int) -> bool:
         from ingot.backends.triton.decoder import Decoder
 
-        old, self._decoder = self._decoder, Decoder(self._compiled, batch=batch, capacity=capacity)
-        if old is not None and rows:
-            self._decoder.adopt(old, rows, positions)
+        held, batch = self._decoder, self.batch
+        if held is not None and held.batch == batch and positions <= held.capacity:
+            return False
+        if held is not None and held.batch == batch and self._lengths.any():
+            self._decoder = held.select(range(batch), self._lengths.tolist(), self._capacity(positions))
+        else:
+            self._decoder = None  # its memory is wanted for the next
+            self._decoder = Decoder(self._compiled, batch=batch, capacity=self._capacity(positions))
+        return True
+
+    def _capacity(self, positions: int) -> int:
+        """Positions that rows get room for. Pages are taken as they are needed, so that more of them costs nothing."""
+        if self._compiled.page:
+            return self.context
+        return min(max(SMALLEST, 1 << (max(positions, 1) - 1).bit_length()), self.context)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         import torch

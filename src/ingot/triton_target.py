@@ -18,10 +18,11 @@ def write(module: Module, folder: Path, *, archs: Sequence[str] = (), progress: 
     archs: architectures (`sm_90`) for which kernels are compiled now instead of at the first run.
     """
     from ingot.backends.triton.module import TritonModule
+    from ingot.backends.triton.paging import PAGE
     from ingot.backends.triton.prebuild import prebuild
     from ingot.backends.triton.stored import write_module
 
-    compiled = TritonModule(module, device="meta")
+    compiled = TritonModule(module, device="meta", page=PAGE)
     write_module(module, folder, compiled.source)
     if archs:
         step = progress or (lambda done, total, what: None)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 
 from ingot.backends.triton.aot import SHARED_BYTES, Compiled, compiled
-from ingot.backends.triton.groups import partition
+from ingot.backends.triton.groups import Group, partition
 from ingot.backends.triton.kernel import Grid, Kernel, Pointer
+from ingot.backends.triton.paging import PAGE, pageable
 from ingot.ir.text import parse_module
+from ingot.ir.weights import ArrayWeight
+from ingot.passes.pipeline import parse_pipeline, run_pipeline
 from tests.backends.triton.examples import example
 
 ALL = {name: {k.name: k for g in partition(example(name).main) for v in g.variants for k in v.kernels}
@@ -33,6 +37,16 @@ def test_compiles_without_spills(module: str, kernel: str, chip: int) -> None:
     result = compiled(ALL[module][kernel], chip)
     assert result.fits, result
     assert result.registers > 0
+
+
+def test_pages_are_looked_up_once_a_block() -> None:
+    """Not once for every key of it: a block of keys lies in one page."""
+    func = example("llama_layer").main
+    for chip in (80, 90, 100):
+        one, paged = (next(compiled(k, chip) for g in partition(func, paged=pages) for v in g.variants for k in v.kernels
+                           if k.name == "attention_kernel_split") for pages in ({}, pageable(func, PAGE)))
+        assert paged.fits, paged
+        assert sum(paged.loads.values()) <= sum(one.loads.values()) + 2
 
 
 def test_too_much_is_noticed() -> None:
@@ -126,3 +140,34 @@ def test_codes_are_multiplied_by_tensor_cores(kind: str, chip: int, rows: int, w
     assert result.fits, result
     assert result.products, result
     assert all(re.match(wanted, product) for product in result.products), result
+
+
+ENCODED = """
+module @encoded {
+  dim M in 1..4096
+  const @w : bf16[512, 512] = memory()
+  func @forward(%x: bf16[M, 512]) -> (bf16[M, 512]) {
+    %n = rms_norm(%x) : bf16[M, 512]
+    %y = linear(%n, @w) : bf16[M, 512]
+    return %y
+  }
+}
+"""
+
+
+def encoded(pipeline: str) -> list[Group]:
+    """The groups of a norm and a linear, quantised."""
+    module = parse_module(ENCODED)
+    w = np.random.default_rng(0).normal(size=(512, 512))
+    module.consts["w"].weight = ArrayWeight(w.astype(module.consts["w"].type.dtype.numpy))
+    run_pipeline(module, parse_pipeline(pipeline))
+    return partition(module.main)
+
+
+def test_inputs_that_the_pass_codes_are_multiplied_as_codes() -> None:
+    norm, product = encoded("quantize{format=fp8-e4m3 group=0},quantize-inputs{format=fp8-e4m3}")
+    assert compiled(norm.variants[0].kernels[0], 90).fits
+    result = compiled(product.variants[-1].kernels[-1], 90)
+    assert result.fits, result
+    assert result.products, result
+    assert all(re.match(r"wgmma\.\S+\.e4m3\.e4m3", p) for p in result.products), result

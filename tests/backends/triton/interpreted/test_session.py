@@ -34,9 +34,10 @@ def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return compile(checkpoint, tmp_path_factory.mktemp("out") / "triton", target="triton", dtype="f32").path
 
 
-@pytest.fixture
-def session(artifact: Path) -> TritonSession:
-    return TritonSession.open(artifact, device="cpu")
+@pytest.fixture(params=[0, 4], ids=["contiguous", "pages of 4"])
+def session(artifact: Path, request: pytest.FixtureRequest) -> TritonSession:
+    with patch("ingot.backends.triton.paging.PAGE", request.param):
+        return TritonSession.open(artifact, device="cpu")
 
 
 def test_prefill_and_steps_give_the_logits_of_the_whole(session: TritonSession, checkpoint: Path) -> None:
@@ -67,6 +68,31 @@ def test_caches_grow_and_keep_what_they_hold(session: TritonSession, checkpoint:
         logits = session.step([IDS[0, 8]])
     assert session.cache_bytes == 2 * before
     assert np.abs(logits[0] - reference_logits(checkpoint)(IDS)[0, -1]).max() < 1e-4
+
+
+def test_rows_kept_twice_go_on_apart(session: TritonSession, checkpoint: Path) -> None:
+    """Two continuations of one prompt, then one of them back to the prompt and on with the other's tokens."""
+    wanted = reference_logits(checkpoint)
+    session.prefill([IDS[0, :6]])
+    session.select([0, 0])
+    both = np.stack([IDS[0], np.concatenate([IDS[0, :6], IDS[1, 6:]])])
+    for at in (6, 7, 8):
+        assert np.abs(session.step(both[:, at]) - wanted(both)[:, at]).max() < 1e-4
+    session.rewind([0, 4])
+    assert np.abs(session.prefill([IDS[1, :1], IDS[0, 5:]], append=True)[1] - wanted(IDS)[0, -1]).max() < 1e-4
+    session.select([1, 0])
+    longer = np.concatenate([IDS[0], IDS[1, :1]])
+    assert np.abs(session.step([3, 3])[1] - wanted(np.append(longer, 3)[None])[0, -1]).max() < 1e-4
+
+
+def test_pages_follow_what_rows_hold(artifact: Path) -> None:
+    """In pages, a short row beside a long one takes little, and a context no row fills takes nothing."""
+    with patch("ingot.backends.triton.paging.PAGE", 4):
+        session = TritonSession.open(artifact, device="cpu")
+    session.prefill([IDS[0, :9], IDS[1, :1]])
+    (per_page,) = {t[0].nbytes for t in session._held.caches.tensors.values()}
+    assert session.cache_bytes <= 8 * per_page * len(session._held.caches.tensors)
+    assert session._held.capacity >= session.context
 
 
 def test_settings_that_were_measured_are_kept_with_the_artifact(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
