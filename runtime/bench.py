@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingot.errors import GenerateError
+from ingot.runtime.sampling import Sampler, SamplingOptions
 from ingot.runtime.session import CHUNK, Session
 
 
@@ -103,8 +104,9 @@ def _round(session: Session, ids: NDArray[np.int64], *, prompt_tokens: int, past
         session.rewind(prompt_tokens - past)
     elif past > prompt_tokens:
         logits = session.prefill(list(ids[:, prompt_tokens:past]), chunk=chunk, append=True)
-    tokens = logits.argmax(axis=1)
+    sampler = Sampler(SamplingOptions(temperature=0), rows=len(ids))
+    tokens = sampler.choose(logits)
     started = time.perf_counter()
     for _ in range(new_tokens):
-        tokens = session.step(tokens).argmax(axis=1)
+        tokens = session.step_tokens(tokens, sampler)
     return prefill, time.perf_counter() - started

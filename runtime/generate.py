@@ -169,7 +169,7 @@ class Generation:
             started = time.perf_counter()
             hold = np.ones(len(slots), np.bool_)
             hold[live] = False
-            tokens = sampler.choose(session.step(tokens, hold=hold))
+            tokens = session.step_tokens(tokens, sampler, hold=hold)
             self._decode_seconds += time.perf_counter() - started
 
     @property

@@ -78,6 +78,10 @@ class Sampler:
         self._generators = [self._generators[row] for row in rows]
         self._seen = [self._seen[row] for row in rows]
 
+    def draws(self) -> NDArray[np.float64]:
+        """A number in [0, 1) for every row, f64[B], where another than `choose` draws by it."""
+        return np.array([generator.random() for generator in self._generators])
+
     def choose(self, logits: Floats) -> Ids:
         """The next token of every row, i64[B], from logits f32[B, V], which are left as they are."""
         if self.options.greedy and self.options.repetition_penalty == 1:

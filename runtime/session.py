@@ -14,6 +14,7 @@ from ingot.runtime.cache import KVCache
 from ingot.runtime.manifest import Manifest, Port
 from ingot.runtime.ort import Array, Graph, numpy_dtype, value, zeros
 from ingot.runtime.prefill import cache_steps, prefill_weights
+from ingot.runtime.sampling import Sampler
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -148,6 +149,10 @@ class Session:
         call.run()
         self._lengths += 1 if hold is None else ~hold
         return call.logits[:, 0]
+
+    def step_tokens(self, ids: ArrayLike, sampler: Sampler, *, hold: NDArray[np.bool_] | None = None) -> Ids:
+        """As `step`, but chooses the tokens that follow, i64[B]."""
+        return sampler.choose(self.step(ids, hold=hold))
 
     def forward(self, ids: ArrayLike, *, take: ArrayLike | None = None, prefill: bool | None = None) -> Floats:
         """Adds S tokens to every row, ids i64[B, S], and returns logits for the wanted ones, f32[B, N, V].

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ingot.errors import ArtifactError, GenerateError, IngotError
 from ingot.runtime.manifest import Manifest
+from ingot.runtime.sampling import Sampler
 from ingot.runtime.session import Floats, Session
 
 if TYPE_CHECKING:
@@ -104,12 +105,25 @@ class TritonSession(Session):
     def step(self, ids: ArrayLike, *, hold: NDArray[np.bool_] | None = None) -> Floats:
         """As `Session.step`."""
         self._require_rows(1)
-        decoder = self._ready(1)
-        decoder.ids.copy_(self._tensor(np.asarray(ids, np.int64).reshape(-1, 1)))
-        decoder.pos.copy_(self._tensor(self._lengths[:, None]))
-        logits = _array(decoder.step())
+        logits = _array(self._ready(ids, 1).step())
         self._lengths += 1 if hold is None else ~hold
         return logits
+
+    def step_tokens(self, ids: ArrayLike, sampler: Sampler, *, hold: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """As `Session.step_tokens`; tokens are chosen on the device, and they alone come to the host."""
+        from ingot.backends.triton.sampling import Choice
+
+        options = sampler.options
+        if options.repetition_penalty != 1:
+            return super().step_tokens(ids, sampler, hold=hold)
+        self._require_rows(1)
+        decoder, choice = self._ready(ids, 1), Choice()
+        if not options.greedy:
+            choice = Choice(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+            decoder.uniform.copy_(self._tensor(sampler.draws().astype(np.float32)))
+        decoder.step(choice)
+        self._lengths += 1 if hold is None else ~hold
+        return decoder.ids[:, 0].cpu().numpy()
 
     def generate_greedy(self, ids: ArrayLike, count: int, choice: Choice | None = None) -> NDArray[np.int64]:
         """The `count` tokens after ids i64[B], chosen on the device, i64[B, count]; greedy unless `choice` says otherwise."""
@@ -118,9 +132,7 @@ class TritonSession(Session):
         from ingot.backends.triton.sampling import Choice
 
         self._require_rows(count)
-        decoder = self._ready(count)
-        decoder.ids.copy_(self._tensor(np.asarray(ids, np.int64).reshape(-1, 1)))
-        decoder.pos.copy_(self._tensor(self._lengths[:, None]))
+        decoder = self._ready(ids, count)
         made = torch.empty((self.batch, count), dtype=torch.int64, device=self._compiled.device)
         for i in range(count):
             if choice is not None and choice.temperature > 0:
@@ -163,11 +175,14 @@ class TritonSession(Session):
         self._lengths[rows] += ids.shape[1]
         return _array(logits)
 
-    def _ready(self, tokens: int) -> Decoder:
-        """The decoder with room for so many more tokens of every row."""
+    def _ready(self, ids: ArrayLike, tokens: int) -> Decoder:
+        """The decoder about to read ids i64[B], with room for so many more tokens of every row."""
         self._reserve(int(self._lengths.max()) + tokens)
-        self._held.reserve(self._lengths.tolist(), (self._lengths + tokens).tolist())
-        return self._held
+        decoder = self._held
+        decoder.reserve(self._lengths.tolist(), (self._lengths + tokens).tolist())
+        decoder.ids.copy_(self._tensor(np.asarray(ids, np.int64).reshape(-1, 1)))
+        decoder.pos.copy_(self._tensor(self._lengths[:, None]))
+        return decoder
 
     def _reserve(self, positions: int) -> bool:
         from ingot.backends.triton.decoder import Decoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ from ingot.compiler import compile, load, optimize, reference_logits
 from ingot.errors import ArtifactError, IngotError
 from ingot.passes.recipes import recipe
 from ingot.runtime.generate import GenerateOptions, generate
+from ingot.runtime.sampling import SamplingOptions
 from ingot.runtime.session import Session
 from ingot.testing import inputs_for
 from ingot.triton_session import TritonSession
@@ -59,6 +61,25 @@ def test_greedy_on_the_device_is_greedy_on_the_host(session: TritonSession) -> N
     first = session.prefill([IDS[0, :5], IDS[1, :2]]).argmax(1)
     rest = session.generate_greedy(first, 2)
     assert [list(r.ids) for r in texts] == np.column_stack([first, rest]).tolist()
+
+
+def test_tokens_are_drawn_on_the_device(session: TritonSession) -> None:
+    """Each row by its own numbers, whatever is beside it; logits stay where they are."""
+    prompts = [IDS[0, :5].tolist(), IDS[1, :2].tolist()]
+    options = GenerateOptions(max_new_tokens=4, sampling=SamplingOptions(temperature=2.0, top_k=9, seed=7))
+    with patch.object(TritonSession, "step", side_effect=AssertionError):
+        both = generate(session, None, prompts, options).results
+        again = generate(session, None, prompts, options).results
+        alone = generate(session, None, prompts[:1], options).results
+        other = generate(session, None, prompts[:1], replace(options, sampling=replace(options.sampling, seed=8))).results
+    assert [r.ids for r in both] == [r.ids for r in again]
+    assert alone[0].ids == both[0].ids != other[0].ids
+
+
+def test_a_repetition_penalty_is_kept_by_the_host(session: TritonSession) -> None:
+    options = GenerateOptions(max_new_tokens=5, sampling=SamplingOptions(temperature=0, repetition_penalty=1e4))
+    (result,) = generate(session, None, [IDS[0, :2].tolist()], options).results
+    assert len({*result.ids, *IDS[0, :2].tolist()}) == 5 + len({*IDS[0, :2].tolist()})
 
 
 def test_caches_grow_and_keep_what_they_hold(session: TritonSession, checkpoint: Path) -> None:
