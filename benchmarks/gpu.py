@@ -39,12 +39,13 @@ HERE = Path(__file__).parent
 @click.option("--model", "models", multiple=True, help="smollm2-135m, llama-3.2-1b, llama-3.1-8b [default: all].")
 @click.option("--weights", multiple=True, help="bf16, or a format of codes [default: bf16, int4, nvfp4, fp8-e4m3].")
 @click.option("--batch", "batches", multiple=True, type=int, help="Sequences decoded together [default: 1, 8, 64].")
+@click.option("--every", type=click.IntRange(1), help="Of the cases in check, one in so many [default: all; 40 in a dry run].")
 @click.option("--tune", is_flag=True, help="Measure the choices of every kernel first; the table is kept beside the results.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="[default: results/<card>.json; none in a dry run]")
 @click.option("--trace", is_flag=True, help="Write the traced decoders to gpu/traced, and do nothing else.")
 @click.option("--dry-run", is_flag=True, help="Tiny shapes on the CPU, kernels interpreted: does every line run?")
-def main(stages: tuple[str, ...], models: tuple[str, ...], weights: tuple[str, ...], batches: tuple[int, ...], tune: bool,
-         out: Path | None, trace: bool, dry_run: bool) -> None:
+def main(stages: tuple[str, ...], models: tuple[str, ...], weights: tuple[str, ...], batches: tuple[int, ...], every: int | None,
+         tune: bool, out: Path | None, trace: bool, dry_run: bool) -> None:
     """Measure ingot's Triton kernels on this machine's GPU."""
     if dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which is below
@@ -81,7 +82,7 @@ def main(stages: tuple[str, ...], models: tuple[str, ...], weights: tuple[str, .
             stack.enter_context(torch.inference_mode())
         bench = Bench(clock=clock, ceilings=ceilings(clock, tiny=dry_run), shapes=shapes, tuner=tuner, tune=tune, tiny=dry_run,
                       weights=list(weights or ("bf16", "int4", "nvfp4", "fp8-e4m3")), processes=os.cpu_count() or 1,
-                      batches=list(batches or ((1, 2) if dry_run else (1, 8, 64))))
+                      every=every or (40 if dry_run else 1), batches=list(batches or ((1, 2) if dry_run else (1, 8, 64))))
         most = bench.ceilings
         click.echo(f"{card}: copy {most.bandwidth / 1e9:,.0f} GB/s, bf16 product {most.flops / 1e12:,.1f} TFLOP/s")
         wrong = 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ Record = dict[str, Any]
 @dataclass
 class Bench:
     """What all stages share. weights: formats of the linears. tiny: shapes for a dry run. processes: that compile. page: of the
-    caches, in positions; 0 where they lie in one piece."""
+    caches, in positions; 0 where they lie in one piece. every: of the cases of ops, one in so many is checked."""
 
     clock: Clock
     ceilings: Ceilings
@@ -48,6 +49,7 @@ class Bench:
     tiny: bool
     processes: int = 1
     page: int = PAGE
+    every: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -78,15 +80,30 @@ class Bench:
 # --- kernels ------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Worst:
+    """The largest errors of some results. error: as a part of the largest magnitude, see `tests.backends.tolerance`."""
+
+    results: int = 0
+    error: float = 0.0
+    error_of_allowed: float = 0.0
+
+    def add(self, error: float, allowed: float) -> None:
+        self.results += 1
+        error = error if error == error else float("inf")  # what is not a number is worse than any
+        self.error = max(self.error, error)
+        self.error_of_allowed = max(self.error_of_allowed, error / max(allowed, 1e-30))
+
+
 def checked(bench: Bench) -> Iterator[Record]:
-    """The differential cases of every op, and whole models in every format, run on the device."""
+    """The differential cases of every op, and whole models in every format, run on the device; errors by op and element type."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.backends.op_cases import CASES
     from tests.backends.tolerance import coarsest, distance, tolerance
 
-    worst: dict[str, float] = {}
+    worst: dict[str, Worst] = defaultdict(Worst)
     ready = []
-    for case in CASES[::40] if bench.tiny else CASES:
+    for case in CASES[::bench.every]:
         made = case.make()
         compiled = TritonModule(made.module, device=bench.device)
         for sizes in case.sizes:
@@ -99,11 +116,11 @@ def checked(bench: Bench) -> Iterator[Record]:
         wanted = interpret.run(made.module, arrays, precision="f64")
         for got, want, result in zip(compiled.run(tensors), wanted, made.func.returns):
             dtype = coarsest([v.type.dtype for v in values]) if result.type.dtype.is_float else result.type.dtype
-            part = distance(to_array(got), want) / max(tolerance(case.op, dtype.name, "triton").part, 1e-30)
-            # What is not a number is worse than any.
-            worst[case.op] = max(worst.get(case.op, 0.0), part if part == part else float("inf"))
-    for op, part in worst.items():
-        yield {"stage": "check", "check": op, "error_of_allowed": part, "ok": part <= 1}
+            error, allowed = distance(to_array(got), want), tolerance(case.op, dtype.name, "triton").part
+            for name in (case.op, f"results in {dtype.name}"):
+                worst[name].add(error, allowed)
+    for name, found in worst.items():
+        yield {"stage": "check", "check": name, **asdict(found), "ok": found.error_of_allowed <= 1}
     for weights in bench.weights:
         yield {"stage": "check", "check": f"decoder {weights}", **whole(bench, weights)}
 
