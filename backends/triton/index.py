@@ -7,6 +7,7 @@ tensor reads at the loop axis itself, and a strided one at multiples of the axes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from ingot.ir.dims import Atom, Dim, Div, Expr, Monomial, Sym, divide, substitute, sym
@@ -37,13 +38,27 @@ def quotient(num: Dim, den: Dim, bounds: Bounds) -> Dim:
     whole, rest = _split(num, den)
     if _fits(rest, den, bounds):
         return whole
+    if _fits(rest + den, den, bounds):
+        return whole - 1
+    common = _common(rest, den, bounds)
+    if common is not None:
+        high, _, factor = common
+        return whole + quotient(high, den // factor, bounds)
     return whole + _atom("//", rest, den)
 
 
 def remainder(num: Dim, den: Dim, bounds: Bounds) -> Dim:
     """`num % den`, without what the bounds say is nothing."""
     rest = _split(num, den)[1]
-    return rest if _fits(rest, den, bounds) else _atom("%", rest, den)
+    if _fits(rest, den, bounds):
+        return rest
+    if _fits(rest + den, den, bounds):
+        return rest + den
+    common = _common(rest, den, bounds)
+    if common is not None:
+        high, low, factor = common
+        return remainder(high, den // factor, bounds) * factor + low
+    return _atom("%", rest, den)
 
 
 def simplified(dim: Dim, bounds: Bounds) -> Dim:
@@ -109,6 +124,25 @@ def _split(num: Dim, den: Dim) -> tuple[Dim, Dim]:
         else:
             rest = rest + term
     return whole, rest
+
+
+def _common(num: Dim, den: Dim, bounds: Bounds) -> tuple[Dim, Dim, int] | None:
+    """`(high, low, factor)` with num = high * factor + low and 0 <= low < factor, where factor divides den: of num, then, only
+    `high` is divided. None where there is no such factor."""
+    if not isinstance(den, int):
+        return None
+    factors = {math.gcd(factor, den) for _, factor in terms(num)} - {1}
+    for common in sorted(factors, reverse=True):
+        high: Dim = 0
+        low: Dim = 0
+        for monomial, factor in terms(num):
+            if factor % common:
+                low = low + _one(monomial, factor)
+            else:
+                high = high + _one(monomial, factor // common)
+        if _fits(low, common, bounds):
+            return high, low, common
+    return None
 
 
 def _fits(dim: Dim, size: Dim, bounds: Bounds) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingot.backends.triton.index import flattened, simplified, strides, unflattened
+from ingot.backends.triton.index import flattened, quotient, remainder, simplified, strides, unflattened
 from ingot.ir.dims import Dim, Div, Expr, evaluate, sym
 
 B, S, n, r, c = (sym(x) for x in "BSnrc")
@@ -52,3 +53,30 @@ def test_simplifying_changes_no_number(dims: list[int], order: list[int], seed: 
     env = sizes | {"n": position}
     assert evaluate(simplified(moved, bounds), env) == evaluate(moved, env)
     assert evaluate(simplified(flattened(index, (*shape, width)), bounds), env) == position
+
+
+def test_a_common_factor_is_taken_out() -> None:
+    """The heads of a fused projection, and the codes of a block of 32 in a row of heads of 128."""
+    bounds: dict[str, Dim] = {"d": 128, "h": 8, "row": S * 4, "k": 512, "part": 8}
+    d, h, row, k, part = (sym(x) for x in ("d", "h", "row", "k", "part"))
+    at = d + h * 512 + quotient(row, S, bounds) * 128
+    assert (quotient(at, 4096, bounds), remainder(at, 4096, bounds)) == (0, at)
+    block, place = quotient(k, 4, bounds), remainder(k, 4, bounds)
+    element = block * 32 + part * 4 + place
+    assert quotient(element, 128, bounds) == quotient(block, 4, bounds)
+    assert remainder(element, 128, bounds) == remainder(block, 4, bounds) * 32 + part * 4 + place
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(-3, 40)), min_size=1, max_size=4), st.integers(-3, 40),
+       st.sampled_from([2, 3, 4, 6, 8, 12, 32]), st.randoms(use_true_random=False))
+def test_division_by_a_number(axes: list[tuple[int, int]], start: int, den: int, random: Random) -> None:
+    """Of sums of axes times factors, where they are not negative: at any place of the axes."""
+    num: Dim = start
+    for i, (_, factor) in enumerate(axes):
+        num = num + factor * sym(f"a{i}")
+    bounds: dict[str, Dim] = {f"a{i}": bound for i, (bound, _) in enumerate(axes)}
+    for _ in range(5):
+        env = {f"a{i}": random.randrange(bound) for i, (bound, _) in enumerate(axes)}
+        value = evaluate(num, env)
+        assert evaluate(quotient(num, den, bounds), env) == value // den
+        assert evaluate(remainder(num, den, bounds), env) == value % den
