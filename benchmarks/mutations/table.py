@@ -1,7 +1,6 @@
 """All mutants. Left out, as no check can tell them from what they change (equivalent mutants):
 
 - RmsNorm's `eps` not carried by fuse{norm}: the fused op's default is the norm's own. It is planted where it differs.
-- A smaller `HEADROOM` of int8 caches: other rounding, no mistake.
 - Paley's second construction for primes that are 3 modulo 4: a smaller order has been found before it comes to that.
 """
 

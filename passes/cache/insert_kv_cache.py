@@ -21,9 +21,6 @@ from ingot.passes.base import Context, Contract, Pass, option
 from ingot.passes.cache.sequence import follow_sequence
 from ingot.passes.calibration.calibrate import peaks
 
-HEADROOM = 1.125
-"""Room above the peaks seen on calibration text, so that other text does not clip."""
-
 
 @dataclass(frozen=True)
 class InsertKvCache(Pass):
@@ -74,14 +71,15 @@ class InsertKvCache(Pass):
         return i4 if self.dtype == "int4" else i8
 
     def _steps(self, module: Module, attentions: list[Attention], ctx: Context) -> dict[Value, np.ndarray]:
-        """The step of coded keys and values, [1, key heads, 1, features] or [1], from their peaks on calibration text."""
+        """The step of coded keys and values, [1, key heads, 1, features] or [1]: the peak on calibration text gets the greatest
+        code, and what is larger is clipped. Room above it would cost all others more than clipping costs these few."""
         watched = [v for op in attentions for v in (op.k, op.v)]
         found = peaks(module, watched, ctx, keep=(1, 3))
         steps: dict[Value, np.ndarray] = {}
         for value, peak in found.items():
             if self.scale == "tensor":
                 peak = peak.max().reshape(1)
-            steps[value] = (np.maximum(peak, 1e-6) * (HEADROOM / greatest(self._codes))).astype(np.float32)
+            steps[value] = (np.maximum(peak, 1e-6) / greatest(self._codes)).astype(np.float32)
         ctx.details["scales"] = int(sum(s.size for s in steps.values()))
         return steps
 
