@@ -20,7 +20,7 @@ from ingot.ir.ops.pointwise import (
     Relu,
     Where,
 )
-from ingot.ir.types import DType, TensorType, bool_, f32, promote
+from ingot.ir.types import DType, TensorType, bool_, f8e8m0, f32, promote
 from ingot.ir.value import Value
 
 if TYPE_CHECKING:
@@ -95,4 +95,7 @@ def cast(op: Cast, lo: Lowering) -> str:
     name = lo(op.x)
     if target == bool_ and source.is_float:
         return lo.emit("Not", lo.emit("Equal", name, lo.const(0, source)))
+    if target == f8e8m0:
+        lo.require(24)
+        return lo.emit("Cast", name, to=onnx_dtype(target), round_mode="nearest")
     return name if source == target else lo.emit("Cast", name, to=onnx_dtype(target))

@@ -59,6 +59,8 @@ def compiled(kernel: Kernel, capability: int, *, settings: Mapping[str, int] | N
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from ingot.backends.triton.warmup import absent
+
     given = {**kernel.options, **kernel.constants, **(settings or {})}
     constants = {name: given.pop(name) for name in kernel.constants}
     given_sizes = sizes or {}
@@ -67,7 +69,8 @@ def compiled(kernel: Kernel, capability: int, *, settings: Mapping[str, int] | N
     source = ASTSource(fn=loaded(sources([kernel]))[kernel.name], constexprs=constants,
                        signature=kernel.signature | dict.fromkeys(constants, "constexpr"),
                        attrs={(i,): [["tt.divisibility", 16]] for i in divisible})
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={**given, "enable_fp_fusion": True})
+    with absent(capability):
+        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={**given, "enable_fp_fusion": True})
     ptx = str(binary.asm["ptx"])
     registers, spilled = _assembled(ptx, capability)
     widths = Counter(int(many or 1) * int(bits) // 8 for many, bits in _LOAD.findall(ptx))

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.target_info import cuda_capability_geq
 
 
 @triton.jit
@@ -73,6 +75,13 @@ def floatmod(x, y):
 def program(axis: tl.constexpr, WIDE: tl.constexpr):
     """The program's number along a grid axis, `wide`."""
     return wide(tl.program_id(axis), WIDE)
+
+
+@triton.jit
+def overlap():
+    """Lets the next kernel's programs start, and waits for the kernel before this one."""
+    gdc_launch_dependents()
+    gdc_wait()
 
 
 @triton.jit
@@ -169,6 +178,30 @@ def exponent(code):
     """2^(code - 127) of the lowest 8 bits (e8m0)."""
     bits = (code & 255) << 23
     return tl.where(bits == 0, 0x00400000, bits).to(tl.float32, bitcast=True)
+
+
+E4M3, E2M1, BF16 = tl.constexpr("e4m3"), tl.constexpr("e2m1"), tl.constexpr("bf16")
+"""The interpreter takes the names of formats in no other form."""
+
+
+@triton.constexpr_function
+def scales():
+    """Whether the chip's tensor cores multiply codes in blocks under scales: data-centre Blackwell (tcgen05)."""
+    return cuda_capability_geq(10, 0) and not cuda_capability_geq(11, 0)
+
+
+@triton.jit
+def scaled_dot(x, x_scale, w, w_scale, acc):
+    """acc f32[m, n] plus the product of x e4m3[m, k] and w u8[k / 2, n], two codes e2m1 to a byte, each 32 along k under a power
+    of two e8m0: u8[m, k / 32] and u8[n, k / 32]. Where tensor cores know no scales both sides are decoded to bf16, exactly; x
+    here, for Triton 3.6 does it with an instruction that Ada lacks."""
+    if scales():
+        return tl.dot_scaled(x, x_scale, E4M3, w, w_scale, E2M1, acc)
+    else:
+        ROWS: tl.constexpr = x.shape[0]
+        DEPTH: tl.constexpr = x.shape[1]
+        blocks = x.to(tl.float32).reshape(ROWS, DEPTH // 32, 32) * exponent(x_scale.to(tl.int32))[:, :, None]
+        return tl.dot_scaled(blocks.to(tl.bfloat16).reshape(ROWS, DEPTH), None, BF16, w, w_scale, E2M1, acc)
 
 
 @triton.jit

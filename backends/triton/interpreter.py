@@ -1,8 +1,8 @@
 """Triton's interpreter, repaired: with TRITON_INTERPRET=1 kernels run on the CPU, but bf16 arithmetic is silently wrong there.
 
 In Triton 3.6 and 3.9 the interpreter holds bf16 and fp8 as integers: casts to bf16 truncate, casts to fp8 round badly, and
-sums, products and dots of bf16 are those of the bit patterns. `repair` lets ml_dtypes do the numbers. It also lets `range`
-take bounds known at run time under numpy 2.4, where Triton 3.6 fails.
+sums, products and dots of bf16 are those of the bit patterns. `repaired` lets ml_dtypes do the numbers. It also lets `range`
+take bounds known at run time under numpy 2.4, where Triton 3.6 fails, and gives `dot_scaled`, which 3.6 cannot do.
 """
 
 from __future__ import annotations
@@ -57,6 +57,25 @@ def repaired() -> Iterator[None]:
         product = np.matmul(numbers(a).astype(wide), numbers(b).astype(wide))
         return handle(product + numbers(d), d.dtype)
 
+    def unscaled(operand: Any, scale: Any, kind: Any, packed: bool) -> np.ndarray:
+        """The numbers of one side of `dot_scaled`, its depth last."""
+        values = numbers(operand)
+        if kind.name == "E2M1":
+            pairs = np.stack([values & 15, values >> 4], -1).view(ml_dtypes.float4_e2m1fn)
+            values = pairs.reshape(*values.shape[:-1], -1) if packed else np.moveaxis(pairs, -1, -2).reshape(-1, values.shape[-1])
+        values = values.astype(np.float32)
+        if scale is None:
+            return values
+        steps = numbers(scale).view(ml_dtypes.float8_e8m0fnu) if scale.dtype.scalar == tl.uint8 else numbers(scale)
+        scaled: np.ndarray = values * np.repeat(steps.astype(np.float32), values.shape[-1] // steps.shape[-1], -1)
+        return scaled
+
+    def dot_scaled(builder: Any, a: Any, a_scale: Any, a_kind: Any, b: Any, b_scale: Any, b_kind: Any, fast: bool, a_packed: bool,
+                   b_packed: bool, d: Any) -> Any:
+        turned = it.TensorHandle(np.ascontiguousarray(b.data.T), b.dtype.scalar)
+        left, right = unscaled(a, a_scale, a_kind, a_packed), unscaled(turned, b_scale, b_kind, b_packed)
+        return handle(np.matmul(left, right.T) + numbers(d), d.dtype)
+
     def tensor(original: Callable[..., Any]) -> Callable[..., Any]:
         def run(cls: Any, scope: Any) -> None:
             original(cls, scope)
@@ -79,6 +98,7 @@ def repaired() -> Iterator[None]:
         stack.enter_context(patch.object(builder, "cast_impl", cast))
         stack.enter_context(patch.object(builder, "binary_op", binary(builder.binary_op)))
         stack.enter_context(patch.object(builder, "create_dot", dot))
+        stack.enter_context(patch.object(builder, "create_dot_scaled", dot_scaled, create=True))
         stack.enter_context(patch.object(it.interpreter_builder, "options", quick))
         stack.enter_context(patch.object(it.InterpretedFunction, "__call__", inner(it.InterpretedFunction.__call__)))
         stack.enter_context(patch.object(it, "_patch_lang_tensor", tensor(it._patch_lang_tensor)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ingot.backends.triton.coded import Coded, coded_product
+from ingot.backends.triton.coded import Coded, Scaled, coded_product, scaled_product
 from ingot.backends.triton.contraction import Contraction, Epilogue, contraction_of, epilogue_of
 from ingot.backends.triton.flat import widening
 from ingot.backends.triton.gemv import gemv_kernel
@@ -13,12 +13,13 @@ from ingot.backends.triton.kernel import Grid, Kernel, Temp, Variant, function
 from ingot.backends.triton.outline import Outlined
 from ingot.backends.triton.pull import Buffer
 from ingot.backends.triton.roots import opened
+from ingot.backends.triton.scaled import ScaledTiled, repacking_kernel
 from ingot.backends.triton.split import PARTS, joining_kernel, parts_of, splits_of
 from ingot.backends.triton.tiled import Tiled
 from ingot.backends.triton.unpacking import decoded_pointer, unpacking_kernel
 from ingot.backends.triton.words import Packed, packed_weight
 from ingot.ir.ops.matmul import Linear, MatMul
-from ingot.ir.types import f32
+from ingot.ir.types import f32, u8
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ NARROW = Tiles(Tile(16, 32, 128, 4, 4), Tile(64, 32, 128, 4, 3), Tile(128, 128, 
 WIDE = Tiles(Tile(16, 32, 64, 4, 2), Tile(32, 32, 32, 4, 2), Tile(32, 64, 32, 4, 2))
 CODED = Tiles(Tile(16, 32, 32, 4, 4), Tile(64, 32, 32, 4, 3), Tile(64, 64, 32, 4, 2))
 PACKED = Tiles(Tile(16, 32, 32, 4, 4), Tile(64, 32, 32, 4, 3), Tile(64, 64, 16, 8, 2))
-"""For 16-bit floats, f32, codes with codes, and weights in codes with floats. None spills on the chips of benchmarks/kernels."""
+SCALED = Tile(128, 128, 64, 8, 3)
+"""For 16-bit floats, f32, codes with codes, weights in codes with floats; and for many rows of codes under powers of two.
+None spills on the chips of benchmarks/kernels."""
 FEW_ROWS, SOME_ROWS = 16, 64
 """Most rows for which a tile is narrow, so that few rows still keep the whole chip reading."""
 MANY_ROWS = 256
@@ -86,7 +89,10 @@ def _tiled(outlined: Outlined, epilogue: Epilogue, packed: Packed | None, tiles:
             yield Variant((part, join), (parts_of(splits, rows, contraction.columns),), upto)
         else:
             yield Variant((tiled_kernel(outlined, epilogue, tile, name=own, header=header, coded=coded),), (), upto)
-    if packed:
+    scaled = scaled_product(contraction.op, packed)
+    if scaled:
+        yield _scaled(outlined, epilogue, scaled, name=name, header=header)
+    elif packed:
         yield _decoded_first(outlined, epilogue, name=f"{name}{mark}", header=header, coded=coded)
 
 
@@ -112,8 +118,19 @@ def _decoded_first(outlined: Outlined, epilogue: Epilogue, *, name: str, header:
     return Variant((unpack, product), (Temp(dims, kind),))
 
 
+def _scaled(outlined: Outlined, epilogue: Epilogue, scaled: Scaled, *, name: str, header: str) -> Variant:
+    """The weight's codes laid out two to a byte, then a product of codes under powers of two."""
+    made, op = opened(outlined), epilogue.contraction.op
+    own = packed_weight(made, outlined, op)
+    assert own is not None
+    n, k = op.operands[1].type.shape
+    repack = repacking_kernel(made, own, n, name=f"{name}_repack", header=header)
+    product = tiled_kernel(outlined, epilogue, SCALED, name=f"{name}_scaled", header=header, decoded=True, scaled=scaled)
+    return Variant((repack, product), (Temp((n, k // 2), u8),))
+
+
 def tiled_kernel(outlined: Outlined, epilogue: Epilogue, tile: Tile, *, name: str, header: str, decoded: bool = False,
-                 coded: Coded | None = None, splits: int = 1) -> Kernel:
+                 coded: Coded | None = None, scaled: Scaled | None = None, splits: int = 1) -> Kernel:
     """The kernel that computes a tile of every output with `tl.dot`; see `Tiled`. Of one of `splits`, what follows is left to
     `joining_kernel`."""
     made = opened(outlined)
@@ -123,7 +140,7 @@ def tiled_kernel(outlined: Outlined, epilogue: Epilogue, tile: Tile, *, name: st
     packed = packed_weight(made, outlined, contraction.op)
     more = tuple(packed.pointers.values()) if packed else ()
     if decoded:
-        weight, kind = contraction.op.operands[1], coded.kind if coded else contraction.dtype
+        weight, kind = contraction.op.operands[1], coded.kind if coded else u8 if scaled else contraction.dtype
         pointer = decoded_pointer(kind)
         more = (*more, pointer)
         made.pull.source.names.take(pointer.name)
@@ -132,7 +149,10 @@ def tiled_kernel(outlined: Outlined, epilogue: Epilogue, tile: Tile, *, name: st
     if len(epilogue.shifts) > 1:
         columns //= 2 if tile.rows * tile.columns > 64 * 64 else 1
         depth = depth if packed is None or coded or decoded else max(16, depth // 2)
-    Tiled(made, epilogue, packed, decoded=decoded, coded=coded, splits=splits).write()
+    if scaled and packed:
+        ScaledTiled(made, epilogue, packed, scaled).write()
+    else:
+        Tiled(made, epilogue, packed, decoded=decoded, coded=coded, splits=splits).write()
     body = made.pull.source.lines()
     pointers, sizes = made.pointers("\n".join(body), *more, PARTS), tuple(made.pull.sizes)
     constants = {"BLOCK_M": tile.rows, "BLOCK_N": columns, "BLOCK_K": depth, "BAND": 8, "WIDE": 0}
@@ -144,10 +164,13 @@ def tiled_kernel(outlined: Outlined, epilogue: Epilogue, tile: Tile, *, name: st
                  ((splits if splits > 1 else contraction.count, None),)))
     few = tile.rows <= SOME_ROWS and tile.columns < 64
     return Kernel(name, text, pointers, sizes, constants, grid, {"num_warps": tile.warps, "num_stages": tile.stages},
-                  choices=_FEW if few else _MANY)
+                  choices=_FEW if few else _SCALED[len(epilogue.shifts) > 1:] if scaled else _MANY)
 
 
 _FEW = tuple({"BLOCK_N": n, "BLOCK_K": k, "num_stages": s} for n, k, s in (
     (16, 128, 5), (16, 64, 5), (32, 64, 5), (32, 64, 3), (32, 32, 6), (64, 128, 3), (64, 64, 4)))
 _MANY = ({"BLOCK_M": 128, "BLOCK_N": 256, "num_warps": 8}, {"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 4},
          {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 4, "num_stages": 4}, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4})
+_SCALED = ({"BLOCK_K": 128, "BLOCK_N": 256}, {"BLOCK_K": 128}, {"BLOCK_K": 256}, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4},
+           {"BLOCK_M": 64, "num_warps": 4})
+"""The first does not fit into Blackwell's memory for sums with two parts of a product."""

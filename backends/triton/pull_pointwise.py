@@ -10,7 +10,7 @@ from ingot.ir.formats import Integer, format_named
 from ingot.ir.ops.creation import Arange, Full, Scalar, Size
 from ingot.ir.ops.pointwise import And, Cast, Not, Or, Pointwise, Where
 from ingot.ir.ops.quant import Dequantize
-from ingot.ir.types import DType, TensorType, f32, promote
+from ingot.ir.types import DType, TensorType, f8e8m0, f32, promote
 from ingot.ir.value import Value
 
 
@@ -49,6 +49,8 @@ def cast(op: Cast, pull: Pull, value: Value, index: Index, guards: Guards) -> Te
     if op.dtype.is_float and term.dtype.is_float and op.dtype.bits > 8:
         # As everywhere in a kernel, a float is rounded where it is stored, not before.
         return term.to(widened(op.dtype))
+    if op.dtype == f8e8m0:
+        return pull.name(value.hint or "cast", term.to(op.dtype))
     if op.dtype.is_float and op.dtype.bits <= 8:
         return pull.name(value.hint or "cast", term.to(op.dtype).to(f32))
     return pull.name(value.hint or "cast", term.to(op.dtype))

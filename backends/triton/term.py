@@ -1,7 +1,8 @@
 """Scalar expressions as Triton source: what stands for a value while a kernel is written.
 
 `Silu.scalar(TRITON, x)` over terms gives the text `x * tl.sigmoid(x)`. A term knows the element type it is computed in and
-the loop axes it depends on; f16, bf16 and fp8 are widened to f32 before any arithmetic.
+the loop axes it depends on; f16, bf16 and fp8 are widened to f32 before any arithmetic. Triton has no e8m0: such powers of
+two are bytes, their exponents.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ingot.backends.triton.errors import NoKernel
-from ingot.ir.types import DType, bool_, f32, f64, i32, i64
+from ingot.ir.types import DType, bool_, f8e8m0, f32, f64, i32, i64
 
-_TYPES = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "f8e4m3": "fp8e4nv", "f8e5m2": "fp8e5",
+_TYPES = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "f8e4m3": "fp8e4nv", "f8e5m2": "fp8e5", "f8e8m0": "u8",
           "i64": "i64", "i32": "i32", "i16": "i16", "i8": "i8", "i4": "i8", "i2": "i8",
           "u32": "i64", "u8": "u8", "u4": "u8", "u3": "u8", "u2": "u8", "bool": "i1"}
 _LONG = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8e4nv": "float8e4nv",
@@ -92,11 +93,23 @@ class Term:
         """Converted: floats to integers truncate, anything to bool is `!= 0`."""
         if dtype == self.dtype or (not dtype.is_float and stored(dtype) == stored(self.dtype)):
             return self
+        if f8e8m0 in (self.dtype, dtype):
+            return self._exponent() if dtype == f8e8m0 else self._power().to(dtype)
         if self.number is not None:
             return Term.constant(self.number, dtype)
         if dtype == bool_:
             return self != 0
         return Term(f"{self.operand}.to({spelled(dtype)})", dtype, self.axes, atomic=True, padded=self.padded)
+
+    def _exponent(self) -> Term:
+        """The nearest power of two, the greater of two, as a byte e8m0: that of a positive number."""
+        x = self.to(f32)
+        bits = f"{x.operand if x.number is None else f'tl.full((), {x.text}, tl.float32)'}.to(tl.int32, bitcast=True)"
+        return Term(f"(({bits} + 0x400000) >> 23).to(tl.uint8)", f8e8m0, self.axes, atomic=True)
+
+    def _power(self) -> Term:
+        """The power of two that a byte e8m0 stands for."""
+        return Term(f"device.exponent({self.operand}.to(tl.int32))", f32, self.axes, atomic=True)
 
     def wide(self) -> Term:
         """Converted to the type it is computed in."""

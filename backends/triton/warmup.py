@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ingot.backends.triton.kernel import Kernel
-from ingot.backends.triton.launch import arguments, loaded
+from ingot.backends.triton.launch import arguments, loaded, passed
 from ingot.backends.triton.module import Inputs, Start, TritonModule
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def launches(compiled: TritonModule, inputs: Inputs, *, choices: bool = False) -
         for pointer, tensor in zip(kernel.pointers, tensors, strict=True):
             if pointer.role == "out" and tensor.dtype in (torch.int32, torch.int64):
                 tensor.zero_()  # torch may look something up by it
+        dtypes = tuple(passed(t.dtype) for t in tensors)
         for settings in (compiled.tuner.settings(kernel, sizes), *(({}, *kernel.choices) if choices else ())):
             grid, numbers, given = arguments(kernel, tensors, sizes, settings)
             if 0 not in grid:
-                found[Launch(compiled.source, kernel.name, tuple(t.dtype for t in tensors), numbers, tuple(given.items()))] = None
+                found[Launch(compiled.source, kernel.name, dtypes, numbers, tuple(given.items()))] = None
 
     compiled.run(inputs, around=noted)
     return list(found)
@@ -86,20 +87,27 @@ class Absent:
 
 
 @contextmanager
+def absent(capability: int) -> Iterator[None]:
+    """Within it, Triton takes the chip at hand, if there is one, for another: its code may ask which it is compiled for."""
+    import triton
+
+    before = triton.runtime.driver._active
+    triton.runtime.driver.set_active(cast("Any", Absent(capability)))
+    try:
+        yield
+    finally:
+        triton.runtime.driver._active = before
+
+
+@contextmanager
 def aimed(capability: int, cache: Path) -> Iterator[None]:
     """Within it, Triton compiles for a chip that need not be there, and keeps what is needed to start a kernel in a folder."""
-    import triton
     from triton import knobs
 
-    before, driver = triton.runtime.driver._active, cast("Any", Absent(capability))
-    with knobs.cache.scope(), knobs.compilation.scope():
-        triton.runtime.driver.set_active(driver)
+    with absent(capability), knobs.cache.scope(), knobs.compilation.scope():
         knobs.cache.dir = str(cache)
         knobs.compilation.store_binary_only = True
-        try:
-            yield
-        finally:
-            triton.runtime.driver._active = before
+        yield
 
 
 def _target(capability: int | None, cache: Path | None) -> AbstractContextManager[None]:

@@ -7,11 +7,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from ingot.backends.triton.aot import SHARED_BYTES, Compiled, compiled
-from ingot.backends.triton.groups import Group, partition
+from ingot.backends.triton.groups import partition
 from ingot.backends.triton.kernel import Grid, Kernel, Pointer
+from ingot.backends.triton.module import TritonModule
 from ingot.backends.triton.paging import PAGE, pageable
+from ingot.backends.triton.warmup import compile_launch, launches
+from ingot.ir.module import Module
 from ingot.ir.text import parse_module
 from ingot.ir.weights import ArrayWeight
 from ingot.passes.pipeline import parse_pipeline, run_pipeline
@@ -47,6 +51,16 @@ def test_pages_are_looked_up_once_a_block() -> None:
                            if k.name == "attention_kernel_split") for pages in ({}, pageable(func, PAGE)))
         assert paged.fits, paged
         assert sum(paged.loads.values()) <= sum(one.loads.values()) + 2
+
+
+def test_a_kernel_that_overlaps_waits_first() -> None:
+    """Before anything else is done, and only it differs."""
+    kernel = ALL["llama_layer"]["linear_silu_mul_kernel_row"]
+    lines, more = kernel.source.splitlines(), kernel.overlapped().source.splitlines()
+    (at,) = [i for i, line in enumerate(more) if line == "    device.overlap()"]
+    assert more[:at] + more[at + 1:] == lines
+    assert lines[at - 1] == "):"
+    assert compiled(kernel.overlapped(), 90).fits
 
 
 def test_too_much_is_noticed() -> None:
@@ -155,19 +169,71 @@ module @encoded {
 """
 
 
-def encoded(pipeline: str) -> list[Group]:
-    """The groups of a norm and a linear, quantised."""
+def encoded(pipeline: str) -> Module:
+    """A norm and a linear, quantised."""
     module = parse_module(ENCODED)
     w = np.random.default_rng(0).normal(size=(512, 512))
     module.consts["w"].weight = ArrayWeight(w.astype(module.consts["w"].type.dtype.numpy))
     run_pipeline(module, parse_pipeline(pipeline))
-    return partition(module.main)
+    return module
 
 
 def test_inputs_that_the_pass_codes_are_multiplied_as_codes() -> None:
-    norm, product = encoded("quantize{format=fp8-e4m3 group=0},quantize-inputs{format=fp8-e4m3}")
+    norm, product = partition(encoded("quantize{format=fp8-e4m3 group=0},quantize-inputs{format=fp8-e4m3}").main)
     assert compiled(norm.variants[0].kernels[0], 90).fits
     result = compiled(product.variants[-1].kernels[-1], 90)
     assert result.fits, result
     assert result.products, result
     assert all(re.match(r"wgmma\.\S+\.e4m3\.e4m3", p) for p in result.products), result
+
+
+SCALED = """
+module @scaled {
+  dim M in 1..4096
+  const @w : f4e2m1[4096, 4096] = memory()
+  const @s : f8e8m0[4096, 128] = memory()
+  func @forward(%c: f8e4m3[M, 128, 32], %p: f8e8m0[M, 128, 1]) -> (bf16[M, COLUMNS]) {
+    %f = cast(%c) {dtype = f32} : f32[M, 128, 32]
+    %q = cast(%p) {dtype = f32} : f32[M, 128, 1]
+    %t = mul(%f, %q) : f32[M, 128, 32]
+    %h = cast(%t) {dtype = bf16} : bf16[M, 128, 32]
+    %x = reshape(%h) {shape = [M, 4096]} : bf16[M, 4096]
+    %d = dequantize(@w, @s) {format = "mxfp4", group = 32, dtype = bf16} : bf16[4096, 4096]
+    %y = linear(%x, %d) : bf16[M, 4096]
+REST    return %o
+  }
+}
+"""
+BEHIND = {4096: "    %o = relu(%y) : bf16[M, 4096]\n",
+          2048: """    %g, %u = split(%y) {axis = 1, sizes = [2048, 2048]} : bf16[M, 2048], bf16[M, 2048]
+    %a = silu(%g) : bf16[M, 2048]
+    %o = mul(%a, %u) : bf16[M, 2048]
+"""}
+
+
+@pytest.mark.parametrize("columns", BEHIND)
+@pytest.mark.parametrize(("chip", "wanted"), [
+    (89, r"mma\.sync\S+\.bf16\.bf16"), (90, r"wgmma\.\S+\.bf16\.bf16"), (100, r"tcgen05\.mma\.\S+kind::mxf8f6f4\.block_scale")])
+def test_codes_under_powers_of_two_are_multiplied_by_tensor_cores(columns: int, chip: int, wanted: str) -> None:
+    """With them on Blackwell; elsewhere they are decoded to bf16 on the way."""
+    (group,) = partition(parse_module(SCALED.replace("REST", BEHIND[columns]).replace("COLUMNS", str(columns))).main)
+    repack, product = (compiled(k, chip) for k in next(v for v in group.variants if v.fits({"M": 512})).kernels)
+    assert repack.fits, repack
+    assert product.fits, product
+    assert product.products, product
+    assert all(re.match(wanted, p) for p in product.products), product
+
+
+def test_blocks_that_the_pass_codes_compile() -> None:
+    groups = partition(encoded("quantize{format=mxfp4},quantize-inputs{format=mxfp8}").main)
+    for kernel in [g.variants[0].kernels[0] for g in groups[:-1]] + [k for v in groups[-1].variants for k in v.kernels]:
+        assert compiled(kernel, 90).fits, kernel.name
+    assert groups[-1].variants[-1].kernels[-1].name.endswith("_scaled")
+
+
+@pytest.mark.usefixtures("hopper")
+def test_powers_of_two_are_bytes_to_what_is_started() -> None:
+    module = TritonModule(encoded("quantize{format=mxfp4},quantize-inputs{format=mxfp8}"), device="meta")
+    norm, codes, repack, product = launches(module, [torch.empty((300, 512), dtype=torch.bfloat16, device="meta")])
+    assert codes.dtypes[1:] == (torch.uint8, torch.float8_e4m3fn)
+    assert [compile_launch(found) for found in (norm, codes, repack, product)] == [""] * 4

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from ingot.backends.triton import matmul, split
-from ingot.compiler import optimize
 from ingot.ir.formats import format_named
 from ingot.ir.module import Module
 from ingot.ir.text import parse_module, print_module
-from ingot.ir.types import f8e4m3, i8
+from ingot.ir.types import DType, f8e4m3, i8
 from ingot.ir.weights import ArrayWeight
+from ingot.passes.base import Context
+from ingot.passes.pipeline import parse_pipeline, run_pipeline
 from tests.backends.triton.interpreted.check import agree, changed
 
 TEXT = """
@@ -99,24 +100,36 @@ def test_codes_of_two_kinds_are_decoded() -> None:
     assert "_codes" not in agree(twin, x, limit=2e-6).source
 
 
-def test_inputs_coded_by_the_pass() -> None:
-    """W8A8 as `quantize-inputs` writes it: the codes of tokens lie in memory, in 8 bits."""
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize(("quantize", "inputs", "kind"), [
+    ("format=int8 group=0 symmetric", "format=int8", i8), ("format=fp8-e4m3 group=0", "format=fp8-e4m3", f8e4m3),
+    ("format=fp8-e4m3 group=0", "format=fp8-e4m3 scale=tensor", f8e4m3)])
+def test_inputs_coded_by_the_pass(quantize: str, inputs: str, kind: DType, dtype: str) -> None:
+    """8-bit weights and inputs as `quantize-inputs` writes them: the codes of tokens lie in memory, in 8 bits."""
     module = parse_module("""
 module @pass {
-  dim M in 1..64
-  const @w : f32[48, 64] = memory()
-  func @forward(%x: f32[M, 64]) -> (f32[M, 48]) {
-    %n = rms_norm(%x) : f32[M, 64]
-    %y = linear(%n, @w) : f32[M, 48]
+  dim M in 1..400
+  const @w : TYPE[48, 64] = memory()
+  func @forward(%ids: i64[M, 64]) -> (TYPE[M, 48]) {
+    %x = cast(%ids) {dtype = TYPE} : TYPE[M, 64]
+    %n = rms_norm(%x) : TYPE[M, 64]
+    %y = linear(%n, @w) : TYPE[M, 48]
     return %y
   }
 }
-""")
+""".replace("TYPE", dtype))
     rng = np.random.default_rng(0)
-    module.consts["w"].weight = ArrayWeight(rng.normal(size=(48, 64)).astype(np.float32))
-    optimize(module, "quantize{format=int8 group=0 symmetric},quantize-inputs")
+    module.consts["w"].weight = ArrayWeight(rng.normal(size=(48, 64)).astype(module.consts["w"].type.dtype.numpy))
+    texts = [rng.integers(-100, 100, size=(5, 64)) for _ in range(2)]
+    passes = parse_pipeline(f"quantize{{{quantize}}},quantize-inputs{{{inputs}}}")
+    run_pipeline(module, passes, Context(calibration=texts))
+    ids = texts[0].copy()
+    ids[0, 5] = 5000  # beyond what the calibration showed
     # Rounding to codes is where f32 and the reference in f64 may part by a whole step.
-    compiled = agree(module, [rng.normal(size=(5, 64)).astype(np.float32)], limit=1e-2)
+    compiled = agree(module, [ids], limit=1e-2 if dtype == "f32" else 3e-2)
     assert "_codes_few(" in compiled.source
     written = [v.type.dtype for step in compiled.steps for v in step.group.outputs]
-    assert i8 in written
+    assert kind in written
+    assert len(compiled.steps) == 2
+    steps = {"f32"} if dtype == "f32" or kind != i8 else {"bf16"}
+    assert {d.name for d in written} <= {kind.name, dtype, *steps}
