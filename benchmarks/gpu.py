@@ -40,12 +40,14 @@ HERE = Path(__file__).parent
 @click.option("--weights", multiple=True, help="bf16, or a format of codes [default: bf16, int4, nvfp4, fp8-e4m3].")
 @click.option("--batch", "batches", multiple=True, type=int, help="Sequences decoded together [default: 1, 8, 64].")
 @click.option("--every", type=click.IntRange(1), help="Of the cases in check, one in so many [default: all; 40 in a dry run].")
+@click.option("--page", type=int, default=64, show_default=True, help="Positions of a page of the caches; 0: in one piece.")
+@click.option("--overlap", is_flag=True, help="Start each kernel while the one before it ends.")
 @click.option("--tune", is_flag=True, help="Measure the choices of every kernel first; the table is kept beside the results.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="[default: results/<card>.json; none in a dry run]")
 @click.option("--trace", is_flag=True, help="Write the traced decoders to gpu/traced, and do nothing else.")
 @click.option("--dry-run", is_flag=True, help="Tiny shapes on the CPU, kernels interpreted: does every line run?")
 def main(stages: tuple[str, ...], models: tuple[str, ...], weights: tuple[str, ...], batches: tuple[int, ...], every: int | None,
-         tune: bool, out: Path | None, trace: bool, dry_run: bool) -> None:
+         page: int, overlap: bool, tune: bool, out: Path | None, trace: bool, dry_run: bool) -> None:
     """Measure ingot's Triton kernels on this machine's GPU."""
     if dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which is below
@@ -82,7 +84,8 @@ def main(stages: tuple[str, ...], models: tuple[str, ...], weights: tuple[str, .
             stack.enter_context(torch.inference_mode())
         bench = Bench(clock=clock, ceilings=ceilings(clock, tiny=dry_run), shapes=shapes, tuner=tuner, tune=tune, tiny=dry_run,
                       weights=list(weights or ("bf16", "int4", "nvfp4", "fp8-e4m3")), processes=os.cpu_count() or 1,
-                      every=every or (40 if dry_run else 1), batches=list(batches or ((1, 2) if dry_run else (1, 8, 64))))
+                      every=every or (40 if dry_run else 1), page=page, overlap=overlap and not dry_run,
+                      batches=list(batches or ((1, 2) if dry_run else (1, 8, 64))))
         most = bench.ceilings
         click.echo(f"{card}: copy {most.bandwidth / 1e9:,.0f} GB/s, bf16 product {most.flops / 1e12:,.1f} TFLOP/s")
         wrong = 0
@@ -123,7 +126,7 @@ def keep(path: Path, card: str, ceilings: Any, records: list[Record]) -> None:
     import triton
 
     data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"records": []}
-    names = ("stage", "check", "model", "weights", "batch", "tokens", "context", "kernel", "page")
+    names = ("stage", "check", "model", "weights", "batch", "tokens", "context", "kernel", "page", "overlap")
     measured = {tuple(r.get(name) for name in names) for r in records}
     older = [r for r in data["records"] if tuple(r.get(name) for name in names) not in measured]
     data |= {"card": card, "torch": torch.__version__, "triton": triton.__version__, "records": older + records,

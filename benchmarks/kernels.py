@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from ingot.backends.triton.kernel import Kernel
 
 CHIPS = (80, 90, 100)
-WEIGHTS = ("bf16", "int4", "int8", "nf4", "fp8-e4m3", "mxfp4", "nvfp4")
+WEIGHTS = ("bf16", "int4", "int8", "nf4", "fp8-e4m3", "mxfp4", "nvfp4", "int8+int8", "fp8-e4m3+fp8-e4m3", "mxfp4+mxfp8")
+SMALL_FLOATS = 89
+"""The first chip that has 8-bit floats: products of such codes are for it and later ones."""
 
 
 @click.command()
 @click.option("--model", "models", multiple=True, help="smollm2-135m, llama-3.2-1b, llama-3.1-8b [default: all].")
-@click.option("--weights", multiple=True, help="bf16, or a format of codes [default: seven].")
+@click.option("--weights", multiple=True, help="bf16, a format of codes, or that and one of inputs [default: ten].")
 @click.option("--chip", "chips", multiple=True, type=int, help="Compute capabilities [default: 80, 90, 100].")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Where the records go; earlier ones are kept.")
 @click.option("--minutes", type=float, default=float("inf"), help="Stop after so long.")
@@ -53,9 +55,10 @@ def main(models: tuple[str, ...], weights: tuple[str, ...], chips: tuple[int, ..
             groups = partition(func, paged=pageable(func, PAGE))
             kernels = {digest(k): k for g in (*groups, *partition(func)) for v in g.variants for k in v.kernels}
             missing = []
+            able = [c for c in chips or CHIPS if c >= SMALL_FLOATS or "fp8" not in kind.partition("+")[2]]
             for key, kernel in kernels.items():
                 found = known.setdefault(key, {"name": kernel.name})
-                for chip in map(str, chips or CHIPS):
+                for chip in map(str, able):
                     if chip not in found and time.monotonic() < end:
                         made = compiled(kernel, int(chip))
                         found[chip] = {"registers": made.registers, "spilled": made.spilled, "shared": made.shared,
@@ -68,7 +71,7 @@ def main(models: tuple[str, ...], weights: tuple[str, ...], chips: tuple[int, ..
             data["decoders"][f"{name} {kind}"] = {
                 "groups": len(groups), "without": sorted({g.reason for g in groups if not g.variants}), "kernels": list(kernels),
                 "misfits": wrong, "not_compiled": missing}
-            click.echo(f"{name:14} {kind:9} {len(groups):3} groups  {len(kernels):3} kernels  {len(wrong)} misfits  "
+            click.echo(f"{name:14} {kind:17} {len(groups):3} groups  {len(kernels):3} kernels  {len(wrong)} misfits  "
                        f"{len(missing)} not compiled")
             if out is not None:
                 out.write_text(json.dumps(data, indent=1) + "\n")

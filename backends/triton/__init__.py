@@ -10,6 +10,7 @@ template. Index arithmetic is `Dim` arithmetic (`index`), element arithmetic the
     matmul, tiled, gemv     products for many and few rows, and for one; prologue and epilogue from the graph
     split                   products of few rows whose depth several programs share
     coded                   products of codes with codes, where inputs are coded as weights are
+    scaled                  the same where every 32 codes have a power of two of their own
     words, packing          weights in codes: 32-bit words, decoded in registers
     unpacking               the same decoded into memory first, for many rows
     attention               over blocks of keys, in one pass or split over programs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ingot.backends.triton.packing import Form
 from ingot.ir.dims import Dim, evaluate
@@ -67,8 +67,13 @@ class Kernel:
 
     def renamed(self, name: str) -> Kernel:
         """The same kernel under another name."""
-        text = self.source.replace(f"def {self.name}(", f"def {name}(", 1)
-        return Kernel(name, text, self.pointers, self.sizes, self.constants, self.grid, self.options, self.choices)
+        return replace(self, name=name, source=self.source.replace(f"def {self.name}(", f"def {name}(", 1))
+
+    def overlapped(self) -> Kernel:
+        """The same kernel, whose programs start while those of the kernel before it end, and wait there before they read anything
+        (programmatic dependent launch: CUDA C++ Programming Guide, from compute capability 9.0 on)."""
+        head, mark, body = self.source.partition("):\n")
+        return replace(self, source=f"{head}{mark}    device.overlap()\n{body}", options={**self.options, "launch_pdl": True})
 
     @property
     def signature(self) -> dict[str, str]:

@@ -57,11 +57,12 @@ class TritonModule:
     """
 
     def __init__(self, module: Module, *, func: Func | None = None, device: torch.device | str = "cuda",
-                 tuner: Tuner | None = None, uploads: Uploads | None = None, prebuilt: Path | None = None, page: int = 0) -> None:
+                 tuner: Tuner | None = None, uploads: Uploads | None = None, prebuilt: Path | None = None, page: int = 0,
+                 overlap: bool = False) -> None:
         """device: on "meta" nothing is computed, but for the shapes. tuner: settings of kernels measured before, or to be
         measured by `tune`; every kernel's defaults when not given. uploads: where the tensors of weights come from, other than
         the module's weights. prebuilt: an artifact's folder that may hold compiled kernels. page: positions of a page of the
-        caches, 0 for contiguous ones; a func that is not `pageable` has those."""
+        caches, 0 for contiguous ones; a func that is not `pageable` has those. overlap: see `Kernel.overlapped`."""
         self.module = module
         self.func = func or module.main
         self.device = torch.device(device)
@@ -75,7 +76,7 @@ class TritonModule:
             paged, groups = {}, partition(self.func)  # torch reads no pages
         self.page = page if paged else 0
         self._paged = paged
-        self.groups = _named_apart(groups)
+        self.groups = _named_apart(groups, overlap=overlap)
         self.kernels = list({k.name: k for g in self.groups for v in g.variants for k in v.kernels}.values())
         self.source = sources(self.kernels)
         self.steps = self._steps()
@@ -193,12 +194,13 @@ class TritonModule:
         return steps
 
 
-def _named_apart(groups: Sequence[Group]) -> list[Group]:
-    """The groups with different kernels under different names, and equal ones under one."""
+def _named_apart(groups: Sequence[Group], *, overlap: bool) -> list[Group]:
+    """The groups with different kernels under different names, and equal ones under one. overlap: see `Kernel.overlapped`."""
     by_text: dict[str, Kernel] = {}
     names: dict[str, int] = {}
 
     def apart(kernel: Kernel) -> Kernel:
+        kernel = kernel.overlapped() if overlap else kernel
         if kernel.source not in by_text:
             count = names[kernel.name] = names.get(kernel.name, 0) + 1
             by_text[kernel.source] = kernel if count == 1 else kernel.renamed(f"{kernel.name}{count}")

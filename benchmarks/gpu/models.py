@@ -23,6 +23,7 @@ from ingot.ir.ops.matmul import Linear
 from ingot.ir.text import parse_module, print_module
 from ingot.ir.value import Const
 from ingot.ir.weights import UnknownWeight
+from ingot.passes.pipeline import parse_pipeline, run_pipeline
 from ingot.passes.quantization.scheme import Scheme
 from ingot.passes.recipes import recipe
 
@@ -59,11 +60,16 @@ class Shape:
 
 
 def decoder(shape: Shape, *, weights: str) -> Module:
-    """The cached decoder of a shape in bf16, without weights. weights: bf16, or the format of the linears' codes."""
+    """The cached decoder of a shape in bf16, without weights. weights: bf16, the format of the linears' codes, or that and the
+    format of their inputs: mxfp4+mxfp8."""
     file = TRACED / f"{shape.name}.ir.gz"
     module = parse_module(gzip.decompress(file.read_bytes()).decode(), filename=file.name) if file.exists() else trace(shape)
     if weights != "bf16":
-        in_codes(module, format_named(weights))
+        fmt, _, inputs = weights.partition("+")
+        # Codes are multiplied by codes where a row of the weight has one step, or as many as the input has.
+        in_codes(module, format_named(fmt), group=0 if inputs else GROUP)
+        if inputs:
+            run_pipeline(module, parse_pipeline(f"quantize-inputs{{format={inputs}}},clean"))
     return module
 
 
@@ -85,15 +91,16 @@ def keep_traced(shape: Shape) -> Path:
     return file
 
 
-def in_codes(module: Module, fmt: Format) -> None:
-    """Every linear over a weight of its own over codes instead; only what is known by type changes."""
+def in_codes(module: Module, fmt: Format, *, group: int) -> None:
+    """Every linear over a weight of its own over codes instead; only what is known by type changes. group: the most elements
+    under a step, 0 for a row."""
     func = module.main
     for op in [op for op in func.ops if isinstance(op, Linear)]:
         const = op.w
         if not isinstance(const, Const) or any(isinstance(user, Embedding) for user in const.users):
             continue
         rows, columns = const.type.shape
-        fitting = [g for g in fmt.groups if 0 < g <= GROUP and columns % g == 0]
+        fitting = [g for g in fmt.groups if 0 < g <= group and columns % g == 0]
         scheme = Scheme(fmt, max(fitting, default=0), symmetric=True)
         parts = {part: UnknownWeight(type, "random()") for part, type in scheme.types((rows, columns)).items()}
         scheme.place(func, const, [op], parts)

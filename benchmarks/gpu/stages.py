@@ -37,7 +37,8 @@ Record = dict[str, Any]
 @dataclass
 class Bench:
     """What all stages share. weights: formats of the linears. tiny: shapes for a dry run. processes: that compile. page: of the
-    caches, in positions; 0 where they lie in one piece. every: of the cases of ops, one in so many is checked."""
+    caches, in positions; 0 where they lie in one piece. every: of the cases of ops, one in so many is checked.
+    overlap: kernels start while the one before ends."""
 
     clock: Clock
     ceilings: Ceilings
@@ -50,6 +51,7 @@ class Bench:
     processes: int = 1
     page: int = PAGE
     every: int = 1
+    overlap: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +59,7 @@ class Bench:
 
     def compiled(self, shape: Shape, weights: str, *, page: int | None = None) -> TritonModule:
         return TritonModule(decoder(shape, weights=weights), device=self.device, tuner=self.tuner,
-                            uploads=RandomUploads(self.device), page=self.page if page is None else page)
+                            uploads=RandomUploads(self.device), page=self.page if page is None else page, overlap=self.overlap)
 
     @property
     def quick(self) -> Clock:
@@ -157,9 +159,9 @@ def whole(bench: Bench, weights: str) -> Record:
     reference = Executor(module, device=bench.device, dtype=torch.float64)
     errors, wanted = [], None
     for page in (0, 16):
-        compiled = TritonModule(module, device=bench.device, page=page)
-        given = Decoder(compiled, batch=2, capacity=32).trial(20)
-        given[0] = 7 * torch.arange(40, device=bench.device).reshape(2, 20) % 90
+        compiled = TritonModule(module, device=bench.device, page=page, overlap=bench.overlap)
+        given = Decoder(compiled, batch=2, capacity=32).trial(7, start=12)
+        given[0] = 7 * torch.arange(14, device=bench.device).reshape(2, 7) % 90
         if wanted is None:
             wanted = reference.run([t.double() if t.is_floating_point() else t for t in given])[0]
         errors.append(float((compiled.run(given)[0].double() - wanted).abs().max() / wanted.abs().max()))
@@ -210,7 +212,8 @@ def decode(bench: Bench) -> Iterator[Record]:
             compiled = bench.compiled(shape, weights)
             warm_decoding(bench, compiled)
             for batch in bench.batches:
-                yield {"stage": "decode", "model": shape.name, "weights": weights, **decoding(bench, compiled, batch)}
+                yield {"stage": "decode", "model": shape.name, "weights": weights, "page": bench.page, "overlap": bench.overlap,
+                       **decoding(bench, compiled, batch)}
             del compiled
             _free(bench)
 
