@@ -7,9 +7,10 @@ from ingot.backends.triton.flat import widening
 from ingot.backends.triton.index import quotient, remainder
 from ingot.backends.triton.kernel import Grid, Kernel, function
 from ingot.backends.triton.outline import Outlined
+from ingot.backends.triton.packing import is_table
 from ingot.backends.triton.roots import Opened, opened
 from ingot.backends.triton.term import Term
-from ingot.backends.triton.words import Packed, Words, packed_weight, within
+from ingot.backends.triton.words import REGISTERS, Packed, Words, packed_weight, within
 from ingot.ir.dims import Dim
 from ingot.ir.types import f32
 
@@ -33,8 +34,8 @@ def gemv_kernel(outlined: Outlined, epilogue: Epilogue, *, name: str, header: st
     longest = QUADS if packed else LONGEST
     along = min(longest, 1 << (depth - 1).bit_length()) if isinstance(depth, int) else longest
     whole = longest // along  # rows of which every thread reads 16 bytes
-    # With two parts of a packed product, as many rows in all.
-    rows = whole * (8 // len(epilogue.shifts) if packed else 4)
+    # With two parts of a packed product, as many rows in all; fewer where codes are looked up, which takes more registers.
+    rows = whole * ((4 if is_table(packed.form.format) else 8) // len(epilogue.shifts) if packed else 4)
     columns = epilogue.columns
     share = columns // PROGRAMS if isinstance(columns, int) else rows
     constants = {"BLOCK_N": 1 << (max(1, whole, min(rows, share)).bit_length() - 1), "BLOCK_K": along, "WIDE": 0}
@@ -42,7 +43,7 @@ def gemv_kernel(outlined: Outlined, epilogue: Epilogue, *, name: str, header: st
     grid = Grid((((epilogue.columns, "BLOCK_N"),), ((epilogue.contraction.rows, None),)))
     choices = tuple({"BLOCK_N": n, "BLOCK_K": along, "num_warps": w} for n, w in ((1, 4), (2, 4), (4, 4), (8, 4), (16, 4), (8, 8),
                                                                                  (16, 8), (4, 2)))
-    return Kernel(name, text, pointers, sizes, constants, grid, {"num_warps": 4}, choices)
+    return Kernel(name, text, pointers, sizes, constants, grid, {"num_warps": 4} | (REGISTERS if packed and packed.bits == 8 else {}), choices)
 
 
 class _Row:

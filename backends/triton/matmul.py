@@ -17,7 +17,7 @@ from ingot.backends.triton.scaled import ScaledTiled, repacking_kernel
 from ingot.backends.triton.split import PARTS, joining_kernel, parts_of, splits_of
 from ingot.backends.triton.tiled import Tiled
 from ingot.backends.triton.unpacking import decoded_pointer, unpacking_kernel
-from ingot.backends.triton.words import Packed, packed_weight
+from ingot.backends.triton.words import REGISTERS, Packed, packed_weight
 from ingot.ir.ops.matmul import Linear, MatMul
 from ingot.ir.types import f32, u8
 
@@ -42,10 +42,10 @@ class Tiles:
     many: Tile
 
 
-NARROW = Tiles(Tile(16, 32, 128, 4, 4), Tile(64, 32, 128, 4, 3), Tile(128, 128, 64, 8, 3))
+NARROW = Tiles(Tile(16, 32, 128, 4, 4), Tile(64, 32, 64, 4, 4), Tile(128, 128, 64, 8, 3))
 WIDE = Tiles(Tile(16, 32, 64, 4, 2), Tile(32, 32, 32, 4, 2), Tile(32, 64, 32, 4, 2))
 CODED = Tiles(Tile(16, 32, 32, 4, 4), Tile(64, 32, 32, 4, 3), Tile(64, 64, 32, 4, 2))
-PACKED = Tiles(Tile(16, 32, 32, 4, 4), Tile(64, 32, 32, 4, 3), Tile(64, 64, 16, 8, 2))
+PACKED = Tiles(Tile(16, 32, 32, 4, 4), Tile(64, 32, 32, 8, 3), Tile(64, 64, 16, 8, 2))
 SCALED = Tile(128, 128, 64, 8, 3)
 """For 16-bit floats, f32, codes with codes, weights in codes with floats; and for many rows of codes under powers of two.
 None spills on the chips of benchmarks/kernels."""
@@ -147,7 +147,7 @@ def tiled_kernel(outlined: Outlined, epilogue: Epilogue, tile: Tile, *, name: st
         made.pull.buffers[weight] = Buffer(pointer.name, weight.type.dims, kind)
     columns, depth = tile.columns, tile.depth
     if len(epilogue.shifts) > 1:
-        columns //= 2 if tile.rows * tile.columns > 64 * 64 else 1
+        columns //= 2 if tile.rows * tile.columns >= 64 * 64 else 1
         depth = depth if packed is None or coded or decoded else max(16, depth // 2)
     if scaled and packed:
         ScaledTiled(made, epilogue, packed, scaled).write()
@@ -163,7 +163,8 @@ def tiled_kernel(outlined: Outlined, epilogue: Epilogue, tile: Tile, *, name: st
     grid = Grid((((contraction.rows, "BLOCK_M"), (epilogue.columns, "BLOCK_N")),
                  ((splits if splits > 1 else contraction.count, None),)))
     few = tile.rows <= SOME_ROWS and tile.columns < 64
-    return Kernel(name, text, pointers, sizes, constants, grid, {"num_warps": tile.warps, "num_stages": tile.stages},
+    options = {"num_warps": tile.warps, "num_stages": tile.stages} | (REGISTERS if packed and tile.rows <= FEW_ROWS else {})
+    return Kernel(name, text, pointers, sizes, constants, grid, options,
                   choices=_FEW if few else _SCALED[len(epilogue.shifts) > 1:] if scaled else _MANY)
 
 
