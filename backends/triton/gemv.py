@@ -43,7 +43,8 @@ def gemv_kernel(outlined: Outlined, epilogue: Epilogue, *, name: str, header: st
     grid = Grid((((epilogue.columns, "BLOCK_N"),), ((epilogue.contraction.rows, None),)))
     choices = tuple({"BLOCK_N": n, "BLOCK_K": along, "num_warps": w} for n, w in ((1, 4), (2, 4), (4, 4), (8, 4), (16, 4), (8, 8),
                                                                                  (16, 8), (4, 2)))
-    return Kernel(name, text, pointers, sizes, constants, grid, {"num_warps": 4} | (REGISTERS if packed and packed.bits == 8 else {}), choices)
+    options = {"num_warps": 4} | (REGISTERS if packed and packed.bits == 8 else {})
+    return Kernel(name, text, pointers, sizes, constants, grid, options, choices)
 
 
 class _Row:

@@ -53,8 +53,8 @@ class Format(ABC):
     """One quantised format: the interface described in `ingot.ir.formats`, and what it costs.
 
     code: element type of the packed tensor. group: elements that share a step unless told otherwise, groups: those it may
-    have; 0 is a whole row. scaling: how steps are stored. ratios, around: what a search for the best step tries (see `parameters`),
-    and at which distances from the best so far it goes on.
+    have; 0 is a whole row. scaling: how steps are stored. ratios, around: what a search for the best step tries (see
+    `parameters`), and at which distances from the best so far it goes on.
     worst: the greatest error of an element by `parameters` and `encode`, as a part of its group's greatest magnitude
     (of the range covered, where there are zero points).
     """
