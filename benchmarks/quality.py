@@ -51,6 +51,8 @@ PIPELINES = {
     "w8a8 smooth gptq": "smooth,quantize{format=int8 group=0 symmetric method=gptq OPTIONS},quantize-inputs",
     "w8a8 static": "quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs{scale=tensor}",
     "w8a8 static smooth": "smooth,quantize{format=int8 group=0 symmetric OPTIONS},quantize-inputs{scale=tensor}",
+    "fp8": "quantize{format=fp8-e4m3 group=0 OPTIONS},quantize-inputs{format=fp8-e4m3}",
+    "mxfp4 gptq, inputs mxfp8": "quantize{format=mxfp4 method=gptq OPTIONS},quantize-inputs{format=mxfp8}",
     "kv cache int8": "insert-kv-cache{dtype=int8}",
     "kv cache int8 by token": "insert-kv-cache{dtype=int8 scale=token}",
     "kv cache int4": "insert-kv-cache{dtype=int4}",
