@@ -14,6 +14,10 @@ from ingot.ir.dims import evaluate
 from ingot.ir.value import Value
 
 
+DOUBLED = 1024
+"""Pages up to which a pool that is full becomes twice as large; a larger one grows by a quarter."""
+
+
 class Caches(Protocol):
     """The tensors of a module's cache parameters. capacity: most positions of a row."""
 
@@ -66,7 +70,7 @@ class Contiguous:
 
 
 class Paged:
-    """[P, G, page, D] and a table of pages; P grows with what all rows hold together. Rows share pages until they differ."""
+    """[P, G, page, D] and a table of pages. P grows with what all rows hold together. Rows share pages until they differ."""
 
     def __init__(self, compiled: TritonModule, batch: int, capacity: int) -> None:
         self.page = compiled.page
@@ -102,12 +106,13 @@ class Paged:
         return self
 
     def _grow(self) -> bool:
-        """Room for every page that is held; twice as much as before where that is not enough."""
+        """Room for every page that is held; where that is not enough, for more than is wanted now. Whether tensors moved."""
         wanted, held = len(self.table.users), min(map(len, self.tensors.values()), default=0)
         if wanted <= held:
             return False
+        room = max(wanted, held + max(held // 4, min(held, DOUBLED)))
         for param, tensor in self.tensors.items():
-            self.tensors[param] = tensor.new_zeros((max(wanted, 2 * held), *tensor.shape[1:]))
+            self.tensors[param] = tensor.new_zeros((room, *tensor.shape[1:]))
             self.tensors[param][:held] = tensor
         return True
 
