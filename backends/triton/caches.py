@@ -13,7 +13,6 @@ from ingot.backends.triton.paging import PageTable
 from ingot.ir.dims import evaluate
 from ingot.ir.value import Value
 
-
 DOUBLED = 1024
 """Pages up to which a pool that is full becomes twice as large; a larger one grows by a quarter."""
 

@@ -66,13 +66,11 @@ def test_greedy_on_the_device_is_greedy_on_the_host(session: TritonSession) -> N
 def test_tokens_are_drawn_on_the_device(session: TritonSession) -> None:
     """Each row by its own numbers, whatever is beside it; logits stay where they are."""
     prompts = [IDS[0, :5].tolist(), IDS[1, :2].tolist()]
-    options = GenerateOptions(max_new_tokens=4, sampling=SamplingOptions(temperature=2.0, top_k=9, seed=7))
+    options = GenerateOptions(max_new_tokens=3, sampling=SamplingOptions(temperature=2.0, top_k=9, seed=7))
     with patch.object(TritonSession, "step", side_effect=AssertionError):
         both = generate(session, None, prompts, options).results
-        again = generate(session, None, prompts, options).results
         alone = generate(session, None, prompts[:1], options).results
         other = generate(session, None, prompts[:1], replace(options, sampling=replace(options.sampling, seed=8))).results
-    assert [r.ids for r in both] == [r.ids for r in again]
     assert alone[0].ids == both[0].ids != other[0].ids
 
 
