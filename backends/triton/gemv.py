@@ -10,7 +10,7 @@ from ingot.backends.triton.outline import Outlined
 from ingot.backends.triton.packing import is_table
 from ingot.backends.triton.roots import Opened, opened
 from ingot.backends.triton.term import Term
-from ingot.backends.triton.words import REGISTERS, Packed, Words, packed_weight, within
+from ingot.backends.triton.words import Packed, Words, packed_weight, within
 from ingot.ir.dims import Dim
 from ingot.ir.types import f32
 
@@ -18,6 +18,8 @@ LONGEST = 1024
 """Elements of a weight's row read at once."""
 QUADS = 128
 """The same in sets of words that a thread reads at once, where the weight is packed."""
+REGISTERS = 128
+"""Most registers of a thread where codes have 8 bits: told no bound, the assembler spills on Blackwell."""
 PROGRAMS = 256
 """So many programs there are to be, where the columns are enough for it: each of a chip's processors has some."""
 
@@ -43,7 +45,7 @@ def gemv_kernel(outlined: Outlined, epilogue: Epilogue, *, name: str, header: st
     grid = Grid((((epilogue.columns, "BLOCK_N"),), ((epilogue.contraction.rows, None),)))
     choices = tuple({"BLOCK_N": n, "BLOCK_K": along, "num_warps": w} for n, w in ((1, 4), (2, 4), (4, 4), (8, 4), (16, 4), (8, 8),
                                                                                  (16, 8), (4, 2)))
-    options = {"num_warps": 4} | (REGISTERS if packed and packed.bits == 8 else {})
+    options = {"num_warps": 4} | ({"maxnreg": REGISTERS} if packed and packed.bits == 8 else {})
     return Kernel(name, text, pointers, sizes, constants, grid, options, choices)
 
 

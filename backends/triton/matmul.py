@@ -17,7 +17,7 @@ from ingot.backends.triton.scaled import ScaledTiled, repacking_kernel
 from ingot.backends.triton.split import PARTS, joining_kernel, parts_of, splits_of
 from ingot.backends.triton.tiled import Tiled
 from ingot.backends.triton.unpacking import decoded_pointer, unpacking_kernel
-from ingot.backends.triton.words import REGISTERS, Packed, packed_weight
+from ingot.backends.triton.words import Packed, packed_weight
 from ingot.ir.ops.matmul import Linear, MatMul
 from ingot.ir.types import f32, u8
 
@@ -49,6 +49,9 @@ PACKED = Tiles(Tile(16, 32, 32, 4, 4), Tile(64, 32, 32, 8, 3), Tile(64, 64, 16, 
 SCALED = Tile(128, 128, 64, 8, 3)
 """For 16-bit floats, f32, codes with codes, weights in codes with floats; and for many rows of codes under powers of two.
 None spills on the chips of benchmarks/kernels."""
+REGISTERS = 255
+"""Most registers of a thread where weights are in codes: all that 8 warps may have. Told no bound, the assembler would rather spill
+a few bytes than let fewer programs share a processor, though the memory they want lets no more of them in."""
 FEW_ROWS, SOME_ROWS = 16, 64
 """Most rows for which a tile is narrow, so that few rows still keep the whole chip reading."""
 MANY_ROWS = 256
@@ -163,7 +166,7 @@ def tiled_kernel(outlined: Outlined, epilogue: Epilogue, tile: Tile, *, name: st
     grid = Grid((((contraction.rows, "BLOCK_M"), (epilogue.columns, "BLOCK_N")),
                  ((splits if splits > 1 else contraction.count, None),)))
     few = tile.rows <= SOME_ROWS and tile.columns < 64
-    options = {"num_warps": tile.warps, "num_stages": tile.stages} | (REGISTERS if packed and tile.rows <= FEW_ROWS else {})
+    options = {"num_warps": tile.warps, "num_stages": tile.stages} | ({"maxnreg": REGISTERS} if packed else {})
     return Kernel(name, text, pointers, sizes, constants, grid, options,
                   choices=_FEW if few else _SCALED[len(epilogue.shifts) > 1:] if scaled else _MANY)
 

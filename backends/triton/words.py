@@ -20,11 +20,6 @@ from ingot.ir.ops.quant import Dequantize
 from ingot.ir.types import DType, bool_, f8e4m3, f8e8m0
 from ingot.ir.value import Const
 
-REGISTERS = {"maxnreg": 128}
-"""Option of some kernels that decode codes: told no bound, the assembler would rather spill a few bytes than let fewer programs
-share a processor, though the memory they want lets no more of them in."""
-
-
 @dataclass(frozen=True)
 class Packed:
     """A weight read as words of codes (see `packing`). pointers: by part. form: of its steps. columns: elements of a row."""
