@@ -20,6 +20,7 @@ from ingot.ir.ops.quant import Dequantize
 from ingot.ir.types import DType, bool_, f8e4m3, f8e8m0
 from ingot.ir.value import Const
 
+
 @dataclass(frozen=True)
 class Packed:
     """A weight read as words of codes (see `packing`). pointers: by part. form: of its steps. columns: elements of a row."""
