@@ -50,8 +50,8 @@ SCALED = Tile(128, 128, 64, 8, 3)
 """For 16-bit floats, f32, codes with codes, weights in codes with floats; and for many rows of codes under powers of two.
 None spills on the chips of benchmarks/kernels."""
 REGISTERS = 255
-"""Most registers of a thread where weights are in codes: all that 8 warps may have. Told no bound, the assembler would rather spill
-a few bytes than let fewer programs share a processor, though the memory they want lets no more of them in."""
+"""Most registers of a thread where weights are in codes: all that 8 warps may have. Told no bound, the assembler would rather
+spill a few bytes than let fewer programs share a processor, though the memory they want lets no more of them in."""
 FEW_ROWS, SOME_ROWS = 16, 64
 """Most rows for which a tile is narrow, so that few rows still keep the whole chip reading."""
 MANY_ROWS = 256
