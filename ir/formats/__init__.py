@@ -52,7 +52,7 @@ FORMATS: dict[str, Format] = {f.name: f for f in (
     Table("nf4", u4, worst=0.16, group=64, groups=(16, 32, 64, 128, 256), scaling=DOUBLE),
     Minifloat("fp4", f4e2m1, worst=1 / 6, ratios=_FOUR_OVER_SIX),
     # Twice the step, "one up", clips nothing; half of it would clip half of the group's range.
-    Minifloat("mxfp4", f4e2m1, worst=1 / 4, groups=(32,), scaling=E8M0, ratios=(1.0, 2.0), around=()),
+    Minifloat("mxfp4", f4e2m1, worst=1 / 4, groups=(32,), scaling=E8M0, ratios=(1.0, 2.0)),
     Minifloat("nvfp4", f4e2m1, worst=1 / 5, group=16, groups=(16,), scaling=TWO_LEVEL, ratios=_FOUR_OVER_SIX),
     Minifloat("fp8-e4m3", f8e4m3, worst=1 / 28, group=0),
     Minifloat("fp8-e5m2", f8e5m2, worst=1 / 14, group=0))}

@@ -12,8 +12,8 @@ from ingot.ir.formats.packing import grouped, pack_bits, unpack_bits
 from ingot.ir.formats.scaling import FLOAT, Scaling, steps
 from ingot.ir.types import DType, TensorType
 
-CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6)
-"""Parts of a group's greatest magnitude that a search for the best step tries."""
+CLIPS: tuple[float, ...] = tuple(round(1 - i / 40, 3) for i in range(17))
+"""Parts of a group's greatest magnitude, from all of it down to 0.6, that a search for the best step tries."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Format(ABC):
     """One quantised format: the interface described in `ingot.ir.formats`, and what it costs.
 
     code: element type of the packed tensor. group: elements that share a step unless told otherwise, groups: those it may
-    have; 0 is a whole row. scaling: how steps are stored. ratios, around: what a search for the best step tries (see
-    `parameters`), and at which distances from the best so far it goes on.
+    have; 0 is a whole row. scaling: how steps are stored. ratios: what a search for the best step tries (see `parameters`).
     worst: the greatest error of an element by `parameters` and `encode`, as a part of its group's greatest magnitude
     (of the range covered, where there are zero points).
     """
@@ -66,7 +65,6 @@ class Format(ABC):
     groups: tuple[int, ...] = (0, 16, 32, 64, 128, 256)
     scaling: Scaling = field(default=FLOAT, repr=False)
     ratios: tuple[float, ...] = field(default=CLIPS, repr=False)
-    around: tuple[float, ...] = field(default=(0.05, 0.025), repr=False)
     has_zero_points = False
 
     # --- what an algorithm that chooses codes calls -----------------------------------------------------------------
@@ -77,12 +75,12 @@ class Format(ABC):
 
     @abstractmethod
     def parameters(self, w: np.ndarray, *, symmetric: bool = False, tensor_scale: np.ndarray | None = None,
-                   ratio: float | np.ndarray = 1.0) -> tuple[np.ndarray, np.ndarray | None]:
+                   ratio: float = 1.0) -> tuple[np.ndarray, np.ndarray | None]:
         """Step f32[...] and zero point u8[...] (None without) for groups w f32[..., group].
 
         The step can be stored as it is (nf4's is rounded once more by `settle`). symmetric: no zero points; formats other
-        than integers never have them. ratio: the part of the greatest magnitude to cover, f32[...] or one for all: less clips
-        the outermost elements for finer steps. Raises IRError when an element is NaN or infinite.
+        than integers never have them. ratio: the part of the greatest magnitude to cover: less clips the outermost elements
+        for finer steps. Raises IRError when an element is NaN or infinite.
         """
 
     @abstractmethod

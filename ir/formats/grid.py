@@ -27,8 +27,8 @@ class Grid(Format):
         return float(self.values[-1])
 
     def parameters(self, w: np.ndarray, *, symmetric: bool = False, tensor_scale: np.ndarray | None = None,
-                   ratio: float | np.ndarray = 1.0) -> tuple[np.ndarray, np.ndarray | None]:
-        return self.scaling.cover(reach(w) * np.asarray(ratio, np.float32), self.peak, tensor_scale), None
+                   ratio: float = 1.0) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.scaling.cover(reach(w) * np.float32(ratio), self.peak, tensor_scale), None
 
     def encode(self, w: np.ndarray, step: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
         return self.nearest(np.clip(divided(w, step), -self.peak, self.peak))

@@ -25,11 +25,11 @@ class Integer(Format):
         return float(self.middle)
 
     def parameters(self, w: np.ndarray, *, symmetric: bool = False, tensor_scale: np.ndarray | None = None,
-                   ratio: float | np.ndarray = 1.0) -> tuple[np.ndarray, np.ndarray | None]:
+                   ratio: float = 1.0) -> tuple[np.ndarray, np.ndarray | None]:
         """Asymmetric groups cover [min(w, 0), max(w, 0)], so that zero stays exact. Symmetric ones give the element of
         greatest magnitude the outermost code, -2^(bits - 1), whatever its sign: the step is negative where it is positive.
         """
-        part = np.asarray(ratio, np.float32)
+        part = np.float32(ratio)
         if symmetric:
             outermost = np.take_along_axis(w, np.abs(w).argmax(-1)[..., None], -1)[..., 0]
             return finite(outermost.astype(np.float32) * part / np.float32(-self.middle)), None
@@ -52,7 +52,8 @@ class Integer(Format):
 
     def nearest_values(self, w: np.ndarray, step: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
         offset = step.dtype.type(self.middle) if zero is None else zero.astype(step.dtype)
-        codes: np.ndarray = np.rint(divided(w, step))
+        codes = divided(w, step)
+        np.rint(codes, out=codes)
         np.minimum(np.maximum(codes, -offset, out=codes), self.levels - 1 - offset, out=codes)
         codes *= step
         return codes

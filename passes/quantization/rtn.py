@@ -40,8 +40,8 @@ def chosen_steps(w: np.ndarray, fmt: Format, *, group: int, symmetric: bool = Fa
                  search: bool = False) -> Scales:
     """Steps [n, ceil(k / group)] and zero points for w [n, k]; [1, 1] when `per_tensor`.
 
-    They cover each group's greatest magnitude, or, with `search`, whatever ratio of it leaves the least sum of squared errors:
-    the best of `fmt.ratios`, then what is better `fmt.around` that. Raises IRError when an element is NaN or infinite.
+    They cover each group's greatest magnitude, or, with `search`, whatever ratio of it among `fmt.ratios` leaves the least
+    sum of squared errors. Raises IRError when an element is NaN or infinite.
     """
     top = fmt.tensor_scale(w)
     if per_tensor:
@@ -70,25 +70,15 @@ def _best_steps(g: np.ndarray, fmt: Format, *, symmetric: bool, tensor_scale: np
         return step, zero
     ends = np.stack([g.min(-1), g.max(-1)], -1)
     least = np.full(step.shape, np.inf, np.float32)
-    best = np.ones(step.shape, np.float32)
-
-    def consider(ratio: np.ndarray | float) -> None:
-        nonlocal least, best, step, zero
+    for ratio in fmt.ratios:
         tried, offset = fmt.parameters(ends, symmetric=symmetric, tensor_scale=tensor_scale, ratio=ratio)
         lost = fmt.nearest_values(g, tried[..., None], None if offset is None else offset[..., None])
         lost -= g
         lost *= lost
         error = lost.sum(-1) if weight is None else lost @ weight
         better = error < least
-        least, step, best = (np.where(better, *pair) for pair in ((error, least), (tried, step), (ratio, best)))
+        least, step = np.where(better, error, least), np.where(better, tried, step)
         zero = None if zero is None or offset is None else np.where(better, offset, zero)
-
-    for ratio in fmt.ratios:
-        consider(ratio)
-    for distance in fmt.around:
-        middle = best
-        consider(middle - distance)
-        consider(middle + distance)
     return step, zero
 
 
