@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ingot.ir.module import Module
+from ingot.ir.types import f8e8m0
 from ingot.ir.weights import UnknownWeight
 
 
@@ -15,8 +16,8 @@ from ingot.ir.weights import UnknownWeight
 class StandIn(UnknownWeight):
     """Random numbers in place of a weight, the same for the same origin and type.
 
-    Floats are normal, scaled by the last axis so that a product with them keeps its size; integers cover what they can
-    hold, up to a hundred.
+    Floats are normal (powers of two, which have no sign, their magnitudes), scaled by the last axis so that a product with them
+    keeps its size; integers cover what they can hold, up to a hundred.
     """
 
     def materialize(self) -> np.ndarray:
@@ -24,7 +25,8 @@ class StandIn(UnknownWeight):
         shape, dtype = self.type.shape, self.type.dtype
         if dtype.is_float:
             scale = 1 / np.sqrt(max(shape[-1], 1)) if len(shape) > 1 else 1.0
-            return (rng.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype.numpy)
+            numbers = rng.standard_normal(shape, np.float32) * np.float32(scale)
+            return (np.abs(numbers) if dtype == f8e8m0 else numbers).astype(dtype.numpy)
         below = 2 if dtype.kind == "bool" else min(1 << (dtype.bits - (dtype.kind == "int")), 100)
         return rng.integers(0, below, size=shape).astype(dtype.numpy)
 

@@ -151,21 +151,30 @@ def kernels(bench: Bench) -> Iterator[Record]:
 
 
 def whole(bench: Bench, weights: str) -> Record:
-    """A small decoder by kernels against the torch executor in float64, caches in one piece and in pages."""
+    """A small decoder by kernels against the torch executor in float64, caches in one piece and in pages.
+
+    Where inputs are coded, what is rounded otherwise may become another code: no kernel is to err much more than torch does in
+    the same type.
+    """
     module = decoder(Shape("small", TINY), weights=weights)
     for const in module.consts.values():
         if not isinstance(const.weight, ArrayWeight):
             const.weight = StandIn(const.type, const.weight.origin)
-    reference = Executor(module, device=bench.device, dtype=torch.float64)
-    errors, wanted = [], None
-    for page in (0, 16):
+    def given(page: int) -> tuple[TritonModule, list[torch.Tensor]]:
         compiled = TritonModule(module, device=bench.device, page=page, overlap=bench.overlap)
-        given = Decoder(compiled, batch=2, capacity=32).trial(7, start=12)
-        given[0] = 7 * torch.arange(14, device=bench.device).reshape(2, 7) % 90
-        if wanted is None:
-            wanted = reference.run([t.double() if t.is_floating_point() else t for t in given])[0]
-        errors.append(float((compiled.run(given)[0].double() - wanted).abs().max() / wanted.abs().max()))
-    return {"error_of_allowed": max(errors) / 3e-2, "ok": max(errors) < 3e-2}
+        inputs = Decoder(compiled, batch=2, capacity=32).trial(7, start=12)
+        inputs[0] = 7 * torch.arange(14, device=bench.device).reshape(2, 7) % 90
+        return compiled, inputs
+
+    def error(logits: torch.Tensor) -> float:
+        return float((logits.double() - wanted).abs().max() / wanted.abs().max())
+
+    plain = given(0)[1]
+    exact = Executor(module, device=bench.device, dtype=torch.float64)
+    wanted = exact.run([t.double() if t.is_floating_point() else t for t in plain])[0]
+    allowed = max(3e-2, 1.5 * error(Executor(module, device=bench.device).run(plain)[0]) if "+" in weights else 0.0)
+    worst = max(error(compiled.run(inputs)[0]) for compiled, inputs in map(given, (0, 16)))
+    return {"error": worst, "error_of_allowed": worst / allowed, "ok": worst < allowed}
 
 
 def timed(bench: Bench, made: Decoder, tokens: int, start: int) -> Iterator[Record]:
