@@ -15,7 +15,8 @@ template. Index arithmetic is `Dim` arithmetic (`index`), element arithmetic the
     unpacking               the same decoded into memory first, for many rows
     attention               over blocks of keys, in one pass or split over programs
     sampling                the next token, chosen on the device
-    module, decoder         launches in order; caches, and a decode step as one CUDA graph
+    module, decoder         launches in order, and a decode step as one CUDA graph
+    caches, paging          keys and values in one piece, or in pages that rows share
     tuning                  settings measured on the device, defaults without
     warmup                  kernels compiled before they are wanted, many at a time
     prebuild, prebuilt      kernels compiled into the artifact, and found there
