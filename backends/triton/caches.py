@@ -25,15 +25,19 @@ class Caches(Protocol):
 
     def of(self, param: Value, row: int | None) -> torch.Tensor:
         """What a run is given for a parameter: for all rows, or for one."""
+        ...
 
     def pages(self, row: int | None) -> list[torch.Tensor]:
         """The table of pages a run is given, for all rows or for one; none where there are no pages."""
+        ...
 
     def reserve(self, rows: Sequence[int], held: Sequence[int], upto: Sequence[int]) -> bool:
         """Makes sure that each of some rows, which holds so many positions, can be written up to others. Whether tensors moved"""
+        ...
 
     def select(self, rows: Sequence[int], held: Sequence[int], capacity: int) -> Caches:
         """The caches of these rows, in this order, of which so many positions are kept. These here are used up."""
+        ...
 
 
 class Contiguous:
